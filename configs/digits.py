@@ -1,0 +1,18 @@
+"""Scikit-learn's handwritten digits: 1,797 grey images of 8x8, no download.
+
+    python -m ddpm_jax.main --config=configs/digits.py
+"""
+
+from ddpm_jax import config as configs
+from ddpm_jax import variants
+
+
+def get_config(names: str = ""):
+    config = configs.base()
+    config.data.name = "digits"
+    config.network.update(channels=32, multipliers=(1, 2), blocks=2, attention=(4,))
+    config.optim.update(learning_rate=2e-3, warmup_steps=100)
+    config.ema.decay = 0.995
+    config.train.update(steps=1000, log_every=50, sample_every=500, checkpoint_every=250)
+    config.sampler.update(steps=250)
+    return variants.apply(config, names)

@@ -1,0 +1,221 @@
+"""The config: every key with its default, its meaning and what it accepts; the validator."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.construct import takes
+from ddpm_jax.data import SOURCES
+from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.losses import WEIGHTINGS
+from ddpm_jax.diffusion.posterior import VARIANCES
+from ddpm_jax.diffusion.predictions import PREDICTIONS
+from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.sample import LASTS
+from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.diffusion.times import TIMES
+from ddpm_jax.diffusion.transforms import CLIPS
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import NETWORKS
+from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.training.tasks import TASKS
+
+
+class Key(NamedTuple):
+    """A key's default (int, float, bool, str or tuple; its type is the key's type), meaning, and accepted values.
+
+    accepts: names to choose from, or (predicate, its words); for a tuple it speaks of each element. None: any of the type.
+    """
+
+    default: Any
+    help: str
+    accepts: Iterable[str] | tuple[Callable, str] | None = None
+
+
+POSITIVE = (lambda value: value > 0, "greater than 0")
+NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
+BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
+EMBEDDABLE = (lambda value: value >= 4 and value % 2 == 0, "even and at least 4")
+
+KEYS: dict[str, Key] = {
+    "task": Key("diffusion", "what is trained", TASKS),
+    "seed": Key(0, "of parameters, batches, training noise", SEED),
+    "data.name": Key("digits", "the data set", SOURCES),
+    "data.split": Key("train", "the part of it that is trained on"),
+    "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets"),
+    "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW"),
+    "network.name": Key("unet", "the architecture", NETWORKS),
+    "network.channels": Key(128, "channels of the first level", EMBEDDABLE),
+    "network.multipliers": Key((1, 2, 2, 2), "channels of each level, in multiples of the first", POSITIVE),
+    "network.blocks": Key(2, "residual blocks per level", POSITIVE),
+    "network.attention": Key((16,), "feature-map heights with self-attention", POSITIVE),
+    "network.heads": Key(1, "attention heads", POSITIVE),
+    "network.groups": Key(32, "groups of GroupNorm, at most", POSITIVE),
+    "network.dropout": Key(0.0, "dropout rate in training", BELOW_ONE),
+    "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
+    "process.name": Key("linear", "the noising process", PROCESSES),
+    "process.steps": Key(1000, "T of the beta table", POSITIVE),
+    "process.beta_start": Key(1e-4, "first beta", POSITIVE),
+    "process.beta_end": Key(0.02, "last beta", POSITIVE),
+    "prediction.name": Key("eps", "what the network predicts", PREDICTIONS),
+    "loss.weighting": Key("simple", "weight of the squared eps error", WEIGHTINGS),
+    "times.name": Key("uniform", "distribution of training times", TIMES),
+    "optim.name": Key("adam", "the optimizer", OPTIMIZERS),
+    "optim.learning_rate": Key(2e-4, "after the warm-up", POSITIVE),
+    "optim.warmup_steps": Key(5000, "steps of linear warm-up from 0", NOT_NEGATIVE),
+    "optim.b1": Key(0.9, "decay of Adam's first moment", BELOW_ONE),
+    "optim.b2": Key(0.999, "decay of Adam's second moment", BELOW_ONE),
+    "optim.eps": Key(1e-8, "Adam's epsilon", POSITIVE),
+    "optim.clip_norm": Key(1.0, "limit of the gradients' global norm; 0: no clipping", NOT_NEGATIVE),
+    "ema.decay": Key(0.9999, "of the averaged parameters; starts as (1 + step) / (10 + step)", BELOW_ONE),
+    "train.steps": Key(800_000, "training steps in all", POSITIVE),
+    "train.batch_size": Key(128, "images per step, over all devices", POSITIVE),
+    "train.steps_per_call": Key(0, "steps per compiled call; 0: 1 on CPU, up to 10 elsewhere", NOT_NEGATIVE),
+    "train.log_every": Key(100, "steps between log lines", POSITIVE),
+    "train.sample_every": Key(10_000, "steps between sample grids; 0: none before the end", NOT_NEGATIVE),
+    "train.checkpoint_every": Key(10_000, "steps between checkpoints", POSITIVE),
+    "train.keep_last": Key(2, "newest checkpoints kept", POSITIVE),
+    "train.keep_every": Key(0, "checkpoints at multiples of this step are kept for good; 0: none", NOT_NEGATIVE),
+    "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
+    "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", POSITIVE),
+    "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
+    "sampler.variance": Key("large", "ancestral: variance of the reverse step", VARIANCES),
+    "sampler.eta": Key(0.0, "ddim: share of fresh noise", FRACTION),
+    "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
+    "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
+    "sampler.num_samples": Key(64, "images", POSITIVE),
+    "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
+    "sampler.seed": Key(0, "of the sampling noise", SEED),
+}
+
+# What may differ between a run directory and the command that continues it: nothing that has entered the parameters.
+CHANGEABLE = (
+    "data.data_dir", "data.raw_dir", "sampler.",
+    "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
+    "train.keep_last", "train.keep_every",
+)  # fmt: skip
+
+
+def base() -> ConfigDict:
+    """Every key with its default: the CIFAR-10 settings of Ho et al. 2020 but for the data."""
+    return unflatten({key: entry.default for key, entry in KEYS.items()})
+
+
+def unflatten(flat: dict[str, Any]) -> ConfigDict:
+    """{"a.b": value} as a ConfigDict of sections. Lists (of JSON) become tuples."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[leaf] = tuple(value) if isinstance(value, list) else value
+    return ConfigDict(nested)
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """{"a.b": value} for every key of the config."""
+    flat = {}
+    for name, value in config.items():
+        inner = {f"{name}.{key}": v for key, v in flatten(value).items()} if isinstance(value, ConfigDict) else {name: value}
+        flat.update(inner)
+    return flat
+
+
+def applies(key: str, config: ConfigDict) -> bool:
+    """False where another choice in the key's section takes the key, but the one chosen does not."""
+    section, _, leaf = key.partition(".")
+    table = KEYS.get(f"{section}.name", Key("", "")).accepts
+    if not isinstance(table, dict) or not any(takes(constructor, leaf) for constructor in table.values()):
+        return True
+    return takes(table[config[section].name], leaf)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for an unknown key, a missing key, a value of the wrong type, or one that is not accepted."""
+    flat = flatten(config)
+    for key in flat:
+        if key not in KEYS:
+            raise unknown_key(key)
+    for key in KEYS:
+        if key not in flat:
+            raise UserError(f"The config lacks {key} ({KEYS[key].help}): start it from ddpm_jax.config.base().")
+    for key, value in flat.items():
+        _validate_value(key, value)
+    process = config.process
+    if process.beta_end >= 1 or process.beta_start > process.beta_end:
+        raise UserError(
+            "The betas must grow from process.beta_start to process.beta_end < 1, but these are "
+            f"{process.beta_start} and {process.beta_end}."
+        )
+
+
+def _validate_value(key: str, value: Any) -> None:
+    default, _, accepts = KEYS[key]
+    if type(value) is not type(default):
+        raise UserError(f"config.{key} takes {kind(key)}, found {value!r}.")
+    elements = value if isinstance(default, tuple) else (value,)
+    element_type = type(default[0]) if isinstance(default, tuple) else type(default)
+    for element in elements:
+        if type(element) is not element_type or (accepts is not None and not _accepted(element, accepts)):
+            raise UserError(f"config.{key} takes {kind(key)}, found {value!r}.{_suggestion(element, accepts)}")
+    if key == "network.multipliers" and not value:
+        raise UserError("config.network.multipliers needs at least one level, found ().")
+
+
+def _is_rule(accepts) -> bool:
+    return isinstance(accepts, tuple) and callable(accepts[0])
+
+
+def _accepted(value, accepts) -> bool:
+    return accepts[0](value) if _is_rule(accepts) else value in accepts
+
+
+def _suggestion(value, accepts) -> str:
+    if accepts is None or _is_rule(accepts) or not isinstance(value, str):
+        return ""
+    near = difflib.get_close_matches(value, list(accepts), 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def kind(key: str) -> str:
+    """The type and accepted values of a key, in words."""
+    default, _, accepts = KEYS[key]
+    if isinstance(default, tuple):
+        words = f"a tuple of {type(default[0]).__name__}s, as (1,2) or 1,2"
+        return words + (f", each {accepts[1]}" if accepts else "")
+    words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[type(default)]
+    if accepts is None:
+        return words
+    return f"{words} {accepts[1]}" if _is_rule(accepts) else "one of " + ", ".join(accepts)
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a key that does not exist: names the nearest, or the sections that have it, or the section's keys."""
+    section, _, leaf = key.rpartition(".")
+    elsewhere = [known for known in KEYS if known.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(key, KEYS, 1, cutoff=0.75)
+    siblings = [known for known in KEYS if known.rpartition(".")[0] == section]
+    sections = sorted({known.partition(".")[0] for known in KEYS if "." in known})
+    if any(known.startswith(key + ".") for known in KEYS):
+        hint = "It is a section: set one of its keys, " + ", ".join(k for k in KEYS if k.startswith(key + "."))
+    elif elsewhere:
+        hint = "Did you mean " + " or ".join(elsewhere) + "?"
+    elif near:
+        hint = f"Did you mean {near[0]}?"
+    elif siblings and section:
+        hint = f"The keys of {section} are " + ", ".join(known.rpartition(".")[2] for known in siblings)
+    else:
+        hint = "The sections are " + ", ".join(sections)
+    return UserError(f"There is no config key {key}. {hint}".rstrip("?.") + ("?" if hint.endswith("?") else "."))
+
+
+def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
+    """The keys in which two configs differ and that may not change when a run is continued, as "key: saved -> given"."""
+    saved, given = flatten(saved), flatten(given)
+    fixed = [key for key in KEYS if not any(key == c or (c.endswith(".") and key.startswith(c)) for c in CHANGEABLE)]
+    return [f"{key}: {saved[key]!r} -> {given[key]!r}" for key in fixed if saved[key] != given[key]]

@@ -1,0 +1,380 @@
+"""Image sets through tensorflow-datasets (TFDS), with TensorFlow neither needed nor imported.
+
+A set that TFDS has prepared before, as array_record or TFRECORD, is read as it is. Otherwise it is prepared on first
+use, from the publisher's files on disk or by download, in TFDS's own layout, so that TFDS itself can read it too.
+The stock builders unpack and parse with TensorFlow; the subclass here keeps their addresses, checksums, features and
+version, and does those two steps with the standard library and NumPy. A further set is one row of `SETS`.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import struct
+import threading
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from ddpm_jax.data.source import Source
+from ddpm_jax.errors import UserError
+
+RAW_VARIABLE = "DDPM_JAX_RAW"  # the folder of raw files when `raw_dir` is ""
+PROBE_SECONDS = 4.0  # how long a server may take to answer before it counts as out of reach
+_CHUNK = 1024  # records decoded per call
+
+
+class TfdsSet(NamedTuple):
+    """How one set is prepared: the stock builder in `tfds.image_classification`, and its raw files by split.
+
+    `decode(split, paths)` gives (images uint8 [N, H, W, C], labels [N]) from the split's raw files, in their order.
+    """
+
+    stock: str
+    files: dict[str, tuple[str, ...]]
+    decode: Callable[[str, list[Path]], tuple[np.ndarray, np.ndarray]]
+
+
+def mnist(*, split: str, data_dir: str = "", raw_dir: str = "") -> Source:
+    """MNIST: uint8 [60000 or 10000, 28, 28, 1]. Arguments and errors as for `load`."""
+    return load("mnist", split=split, data_dir=data_dir, raw_dir=raw_dir)
+
+
+def fashion_mnist(*, split: str, data_dir: str = "", raw_dir: str = "") -> Source:
+    """Fashion-MNIST: uint8 [60000 or 10000, 28, 28, 1]. Arguments and errors as for `load`."""
+    return load("fashion_mnist", split=split, data_dir=data_dir, raw_dir=raw_dir)
+
+
+def load(name: str, *, split: str, data_dir: str = "", raw_dir: str = "") -> Source:
+    """One split of the set `name` of `SETS`, in TFDS's order; prepared in `data_dir` if it is not there yet.
+
+    `data_dir`: "" is TFDS's default (TFDS_DATA_DIR or ~/tensorflow_datasets). `raw_dir`: a folder with the
+    publisher's files, in it or in a subfolder `name`; "" is the environment variable DDPM_JAX_RAW, and without that
+    (or without the files there) they are downloaded.
+
+    Raises UserError for an unknown split, missing or wrong raw files, no network, a folder that cannot be written,
+    or a prepared set that cannot be read.
+    """
+    from tensorflow_datasets.core import constants
+
+    root = Path(data_dir or constants.DATA_DIR).expanduser()
+    prepared = _find_prepared(root / name)
+    if prepared is None:
+        _check_split(name, split, list(SETS[name].files))
+        _prepare(name, root, raw_dir)
+        prepared = _find_prepared(root / name)
+        if prepared is None:
+            raise UserError(f"{name} was prepared in {root / name}, but no finished version is there. Try again.")
+    with _quiet():
+        return _read(name, split, *prepared)
+
+
+def _check_split(name: str, split: str, known: list[str]) -> None:
+    if split not in known:
+        raise UserError(f"{name} has the splits {', '.join(sorted(known))}; found split {split!r}.")
+
+
+# Reading
+
+
+def _find_prepared(folder: Path) -> tuple[Path, str] | None:
+    """(version's folder, file format) of the finished versions in `folder`; array_record first, then the newest."""
+    found = []
+    for info_file in folder.glob("*/dataset_info.json"):
+        version = info_file.parent
+        # TFDS writes into `incomplete.*` and renames at the end. Sets older than TFDS 4 have no features.json.
+        if not re.fullmatch(r"\d+\.\d+\.\d+", version.name) or not (version / "features.json").exists():
+            continue
+        try:
+            info = json.loads(info_file.read_text())
+            formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+        except (ValueError, OSError) as error:
+            raise UserError(f"{info_file} cannot be read ({error}). Delete {version}, then try again.") from error
+        for form in ("array_record", "tfrecord"):
+            if form in formats:
+                found.append((form == "array_record", tuple(map(int, version.name.split("."))), version, form))
+                break
+    return max(found)[2:] if found else None
+
+
+def _read(name: str, split: str, folder: Path, form: str) -> Source:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder), file_format=form)
+    _check_split(name, split, list(builder.info.splits))
+    features, part = builder.info.features, builder.info.splits[split]
+    num_examples, num_classes = part.num_examples, features["label"].num_classes
+    shapes = {"image": (num_examples, *features["image"].shape), "label": (num_examples,)}
+    try:
+        shards = [(Path(path).name, os.path.getsize(path)) for path in part.filepaths]
+        cache = folder.parent / "ddpm_jax_cache" / f"{folder.name}-{split}.npz"
+        fingerprint = json.dumps(shards)
+        arrays = _load_cache(cache, shapes, fingerprint)
+        if arrays is None:
+            arrays = {"image": np.empty(shapes["image"], np.uint8), "label": np.empty(shapes["label"], np.int32)}
+            count = 0
+            for example in _examples(builder, split, form):
+                arrays["image"][count], arrays["label"][count] = example["image"], example["label"]
+                count += 1
+            if count != num_examples:
+                raise ValueError(f"{count} of {num_examples} examples")
+            _save_cache(cache, arrays, fingerprint)
+    except Exception as error:  # damaged files surface as anything: OSError, protobuf, Pillow, array_record's own
+        raise UserError(
+            f"The prepared set in {folder} cannot be read ({type(error).__name__}: {error}). It is damaged or "
+            "incomplete: delete that folder, or choose another data_dir, then try again."
+        ) from error
+    return Source(arrays, num_classes)
+
+
+def _examples(builder: Any, split: str, form: str) -> Iterator[dict[str, Any]]:
+    if form == "array_record":
+        source = builder.as_data_source(split=split)
+        for start in range(0, len(source), _CHUNK):
+            yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+    else:
+        for path in builder.info.splits[split].filepaths:
+            for record in _tfrecords(Path(path)):
+                yield builder.info.features.deserialize_example_np(record)
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRECORD file: uint64 length, uint32 CRC, the bytes, uint32 CRC. The CRCs are not checked."""
+    with path.open("rb") as file:
+        while head := file.read(12):
+            if len(head) < 12:
+                raise ValueError(f"{path.name} is cut short")
+            (length,) = struct.unpack("<Q", head[:8])
+            record = file.read(length)
+            if len(record) < length or len(file.read(4)) < 4:
+                raise ValueError(f"{path.name} is cut short")
+            yield record
+
+
+def _load_cache(path: Path, shapes: dict[str, tuple[int, ...]], fingerprint: str) -> dict[str, np.ndarray] | None:
+    """The cached arrays, or None where the file is absent, damaged, or made from other shards."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in ("image", "label")}
+            same = str(stored["shards"]) == fingerprint
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    fits = all(arrays[key].shape == shape for key, shape in shapes.items())
+    return arrays if same and fits and (arrays["image"].dtype, arrays["label"].dtype) == (np.uint8, np.int32) else None
+
+
+def _save_cache(path: Path, arrays: dict[str, np.ndarray], fingerprint: str) -> None:
+    """Writes the cache in one move; a folder that cannot be written only means slower starts."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                np.savez(file, **arrays, shards=np.array(fingerprint))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+# Preparing
+
+
+def _prepare(name: str, root: Path, raw_dir: str) -> None:
+    """Writes the set as array_record under `root`. Safe to run twice at once, and after a run that was killed.
+
+    TFDS prepares in a folder of its own and renames it when complete, so a version's folder is whole or absent.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    row = SETS[name]
+    stock = getattr(tfds.image_classification, row.stock)
+    folder = root / name / str(stock.VERSION)
+    if folder.exists() and _find_prepared(root / name) is None:
+        raise UserError(
+            f"{folder} exists, but holds no finished set in array_record or TFRECORD format, of TFDS 4 or newer. "
+            "Delete that folder, or choose another data_dir, then try again."
+        )
+
+    wanted = {file for files in row.files.values() for file in files}
+    addresses = {file: url for url in stock.url_infos if (file := url.rsplit("/", 1)[-1]) in wanted}
+    checksums = {file: stock.url_infos[url].checksum for file, url in addresses.items()}
+
+    raw, looked = _find_raw(name, sorted(wanted), raw_dir)
+    if raw is not None:
+        for file in sorted(wanted):
+            if _sha256(raw / file) != checksums[file]:
+                raise UserError(
+                    f"{raw / file} is not the official {name} file of that name (its SHA-256 differs from the one "
+                    "registered in tensorflow-datasets): it is damaged or belongs to another set. Replace it."
+                )
+    elif problem := _offline(root, stock, addresses):
+        raise UserError(
+            f"{name} is not prepared in {root / name} and its raw files are not at hand ({looked}); downloading them "
+            f"failed: {problem}. Get {', '.join(sorted(wanted))} on a machine with network, put them into one folder "
+            f"and pass it as raw_dir or in the environment variable {RAW_VARIABLE}. "
+            "configs/digits.py trains on images that need no download."
+        )
+
+    origin = raw or urlsplit(min(addresses.values())).netloc
+    print(f"preparing {name} in {root} from {origin}..., once", flush=True)
+    config = tfds.download.DownloadConfig(manual_dir=raw and str(raw), try_download_gcs=False)
+    try:
+        builder = _builder_class(stock, row, addresses)(data_dir=str(root))
+        with _quiet():
+            builder.download_and_prepare(download_config=config, file_format="array_record")
+    except NonMatchingChecksumError as error:
+        raise UserError(f"A file of {name} is not the official one. {' '.join(str(error).split())}") from error
+    except (OSError, tfds.download.DownloadError) as error:
+        if _find_prepared(root / name) is None:  # else another process was faster, and its result is used
+            raise UserError(f"{name} could not be prepared in {root}: {type(error).__name__}: {error}") from error
+
+
+def _find_raw(name: str, files: list[str], raw_dir: str) -> tuple[Path | None, str]:
+    """(folder that holds all `files` or None, where was looked).
+
+    Raises UserError where `raw_dir` is given and lacks some; a folder from the environment may.
+    """
+    given = raw_dir or os.environ.get(RAW_VARIABLE, "")
+    if not given:
+        return None, f"raw_dir and {RAW_VARIABLE} are unset"
+    # The set's own subfolder comes first: MNIST and Fashion-MNIST use the same file names.
+    folders = [Path(given).expanduser() / name, Path(given).expanduser()]
+    missing = {folder: [file for file in files if not (folder / file).is_file()] for folder in folders}
+    for folder in folders:
+        if not missing[folder]:
+            return folder, ""
+    nearest = min(folders, key=lambda folder: len(missing[folder]))
+    looked = f"looked in {folders[0]} and {folders[1]}; missing: {', '.join(missing[nearest])}"
+    if raw_dir:
+        raise UserError(
+            f"raw_dir={raw_dir!r} lacks raw files of {name} ({looked}). Put the official files there under these "
+            "names, or leave raw_dir empty to download them."
+        )
+    return None, looked
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _offline(root: Path, stock: Any, addresses: dict[str, str]) -> str:
+    """Why the files cannot be had by download, or "" where they can (or an earlier run has fetched them)."""
+    from tensorflow_datasets.core.download import resource
+
+    downloads = root / "downloads"
+    for file, url in sorted(addresses.items()):
+        fetched = resource.get_dl_fname(url, stock.url_infos[url].checksum)
+        places = (downloads / stock.name / fetched, downloads / fetched, downloads / "manual" / file)
+        if not any(place.exists() for place in places):
+            return _unreachable(url)
+    return ""
+
+
+def _unreachable(url: str) -> str:
+    """Why the server gives no answer at all to a HEAD request, after PROBE_SECONDS or so; "" if it gives one."""
+    import requests
+
+    problem = [f"{urlsplit(url).netloc} did not answer within {PROBE_SECONDS:g} seconds"]
+
+    def ask():
+        try:
+            requests.head(url, timeout=PROBE_SECONDS, allow_redirects=True)  # honours proxies, as TFDS does
+            problem[0] = ""
+        except requests.RequestException as error:
+            problem[0] = f"no answer from {urlsplit(url).netloc} ({type(error).__name__})"
+
+    # In a thread, because looking up the host's name has no timeout of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 0.5)
+    return problem[0]
+
+
+def _builder_class(stock: Any, row: TfdsSet, addresses: dict[str, str]) -> Any:
+    """The stock builder with its TensorFlow parts replaced."""
+    from PIL import Image
+    from tensorflow_datasets.core import registered
+
+    with registered.skip_registration():
+
+        class Builder(stock):
+            __module__ = stock.__module__  # TFDS records it, and finds the metadata of the set by it
+            name = stock.name
+            url_infos = stock.url_infos
+
+            def _split_generators(self, dl_manager):
+                # Not `download_and_extract`: it needs TensorFlow, and it keeps extracted files by bare file name, so
+                # that two sets with equal file names would share one's pixels.
+                paths = dl_manager.download(addresses)
+                return {
+                    split: self._generate_examples(split, [Path(paths[file]) for file in files])
+                    for split, files in row.files.items()
+                }
+
+            def _generate_examples(self, split, paths):
+                images, labels = row.decode(split, paths)
+                for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                    # Pillow images, because encoding an array is done by TensorFlow. The key sets the stored order.
+                    pixels = image.squeeze(-1) if image.shape[-1] == 1 else image
+                    yield i, {"image": Image.fromarray(pixels), "label": label}
+
+    return Builder
+
+
+def _decode_idx(_split: str, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's gzipped idx files, [images, labels]."""
+    images, labels = map(_read_idx, paths)
+    return images[..., None], labels
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An idx file of bytes: two zeros, type 8, the number of axes, each axis as a big-endian int32, the data."""
+    data = gzip.decompress(path.read_bytes())
+    zeros, kind, axes = struct.unpack(">HBB", data[:4])
+    shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
+    if (zeros, kind) != (0, 8) or len(data) != 4 + 4 * axes + math.prod(shape):
+        raise UserError(f"{path} is not an idx file of bytes.")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what TFDS prints, logs and draws; its downloader gives up after seconds instead of minutes."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+    from tensorflow_datasets.core.download import downloader
+
+    verbosity, retries = logging.get_verbosity(), downloader.MAX_RETRIES
+    tfds.disable_progress_bar()
+    try:
+        logging.set_verbosity(logging.ERROR)
+        downloader.MAX_RETRIES = 2
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        downloader.MAX_RETRIES = retries
+
+
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
+SETS = {
+    "mnist": TfdsSet("MNIST", _IDX_FILES, _decode_idx),
+    "fashion_mnist": TfdsSet("FashionMNIST", _IDX_FILES, _decode_idx),
+}

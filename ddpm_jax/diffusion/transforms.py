@@ -1,0 +1,37 @@
+"""Functions from denoiser to denoiser. They compose by nesting, and change fields of the Prediction by `_replace`."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion.predictions import Denoiser, from_x0
+from ddpm_jax.diffusion.processes import Process
+
+
+def clipped(denoise: Denoiser, process: Process, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clips x0 and derives eps from it again, so that both describe one x (as guided-diffusion's samplers do)."""
+
+    def clip(x, t):
+        prediction = denoise(x, t)
+        x0 = jnp.clip(prediction.x0, low, high)
+        return prediction._replace(x0=x0, eps=from_x0(process, x, t, x0).eps)
+
+    return clip
+
+
+def clipped_x0(denoise: Denoiser, process: Process, low: float = -1.0, high: float = 1.0) -> Denoiser:  # noqa: ARG001
+    """Clips x0 and keeps the network's eps (as diffusers' DDIM does by default)."""
+
+    def clip(x, t):
+        prediction = denoise(x, t)
+        return prediction._replace(x0=jnp.clip(prediction.x0, low, high))
+
+    return clip
+
+
+def unclipped(denoise: Denoiser, process: Process) -> Denoiser:  # noqa: ARG001
+    """The denoiser itself."""
+    return denoise
+
+
+CLIPS: dict[str, Callable[..., Denoiser]] = {"rederive": clipped, "keep_eps": clipped_x0, "none": unclipped}

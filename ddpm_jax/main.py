@@ -1,0 +1,51 @@
+"""The command line: python -m ddpm_jax.main --config=configs/mnist.py"""
+
+import sys
+
+from absl import flags, logging
+
+from ddpm_jax import platform
+from ddpm_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", "", "A config file and, after a colon, variants of it: configs/mnist.py:ddim,smoke.")
+flags.DEFINE_string("workdir", "", "The run directory (default: runs/<config>[-<variants>]).")
+flags.DEFINE_enum("mode", "train", ["train", "sample"], "Train (and sample at the end), or sample from a trained run.")
+flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def main(argv: list[str]) -> None:
+    """Parses the command line and does what it says."""
+    from ddpm_jax import command
+    from ddpm_jax.training import jobs
+
+    flag_tokens, overrides, wants_help = command.split(argv[1:])
+    try:
+        FLAGS([argv[0], *flag_tokens])
+    except flags.Error as error:
+        raise UserError(f"{error} The flags are {', '.join(command.FLAG_NAMES)}, --config.<key> and --help.") from error
+    if wants_help:
+        print(command.help_text(FLAGS.config, FLAGS.workdir))
+        return
+    config, workdir = command.resolve(FLAGS.config, FLAGS.workdir, FLAGS.mode, overrides)
+    jobs.JOBS[FLAGS.mode](config, workdir)
+
+
+def run() -> None:
+    """Runs `main`; a user's mistake becomes one paragraph and an exit code."""
+    logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save at INFO
+    platform.prepare()
+    try:
+        main(sys.argv)
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

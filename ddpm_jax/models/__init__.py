@@ -1,0 +1,12 @@
+"""Flax networks. A network is called as network.apply(params, x [B, H, W, C], time [B], keys [B] or None) -> output like x.
+
+`keys` address the randomness of dropout per example; None means evaluation.
+"""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+
+from ddpm_jax.models.unet import UNet
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}

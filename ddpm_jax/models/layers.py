@@ -1,0 +1,55 @@
+"""Layers that several networks share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Glorot's uniform initialisation with the fan average, as Ho et al. 2020 use throughout, and zeros for layers that end a branch.
+fan_average = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros
+
+
+def sinusoidal_embedding(time: jax.Array, dimension: int, max_period: float = 10_000.0) -> jax.Array:
+    """[sin(w_k time), cos(w_k time)] with w_k = max_period^(-k / (dimension/2 - 1)). time: [B]. Returns [B, dimension].
+
+    Vaswani et al. 2017 as used by Ho et al. 2020. dimension is even and at least 4.
+    """
+    half = dimension // 2
+    frequencies = jnp.exp(-math.log(max_period) / (half - 1) * jnp.arange(half))
+    angles = time.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def group_norm(channels: int, groups: int, dtype) -> nn.GroupNorm:
+    """GroupNorm with at most `groups` groups that divide the channels; its statistics stay in float32."""
+    return nn.GroupNorm(num_groups=math.gcd(groups, channels), epsilon=1e-6, dtype=dtype)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> jax.Array:
+    """Dropout whose mask for example b depends on (keys[b], layer) alone, not on the batch it stands in. x: [B, ...]."""
+    if rate == 0.0 or keys is None:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over the pixels, normalised before and zero-initialised after. x: [B, H, W, C]."""
+
+    heads: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        h = group_norm(channels, self.groups, self.dtype)(x).reshape(batch, height * width, channels)
+        query, key, value = (
+            nn.DenseGeneral((self.heads, channels // self.heads), dtype=self.dtype, kernel_init=fan_average, name=name)(h)
+            for name in ("query", "key", "value")
+        )
+        h = jax.nn.dot_product_attention(query, key, value)
+        h = nn.DenseGeneral(channels, axis=(-2, -1), dtype=self.dtype, kernel_init=zeros, name="out")(h)
+        return x + h.reshape(x.shape)

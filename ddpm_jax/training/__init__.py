@@ -1,0 +1,1 @@
+"""Training: the tasks, the pmapped step, checkpoints, run directories and the loop."""

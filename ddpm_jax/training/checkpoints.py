@@ -1,0 +1,127 @@
+"""Checkpoints: written by orbax in the background, each leaf with its SHA-256, restored into NumPy."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ddpm_jax.errors import UserError
+
+FORMAT = 1
+
+
+class Damaged(Exception):
+    """A checkpoint whose content is not what was saved."""
+
+
+def open_manager(
+    directory: Path, keep_last: int = 1, keep_every: int = 0, *, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """The checkpoints of a run: the last `keep_last` are kept, and those at multiples of `keep_every` (0: none) for good."""
+    if read_only:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
+    return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> None:
+    """Starts saving a pytree of arrays and JSON-able notes; returns before the files are written.
+
+    Raises ValueError, naming the leaf, where a float is not finite: nothing non-finite reaches the disk.
+    """
+    leaves = _flatten(jax.device_get(state))
+    for name, leaf in leaves.items():
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise ValueError(f"{name} is not finite at step {step}")
+    notes = {"format": FORMAT, "sha256": {name: _digest(leaf) for name, leaf in leaves.items()}, "meta": meta}
+    manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), notes=ocp.args.JsonSave(notes)), force=True
+    )
+
+
+def restore_latest(
+    manager: ocp.CheckpointManager, target: Any, *, report: Callable[[str], None] = print, set_aside: bool = False
+) -> tuple[int, Any, dict] | None:
+    """(step, state of NumPy arrays, meta) of the newest sound checkpoint; None where there is none at all.
+
+    target: a pytree of arrays or shapes, as `jax.eval_shape` gives. A damaged checkpoint is reported and the one before it is
+    used; `set_aside` moves it to the folder damaged/ beside the checkpoints, so that its step can be saved again. Raises
+    UserError where all are damaged or were written for another state.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            state, meta = _restore(manager, step, target)
+        except Damaged as error:
+            report(f"The checkpoint of step {step} is damaged ({error}); trying the one before it.")
+            if set_aside:
+                folder = Path(manager.directory)
+                (folder.parent / "damaged").mkdir(exist_ok=True)
+                destination = folder.parent / "damaged" / str(step)
+                shutil.rmtree(destination, ignore_errors=True)
+                shutil.move(folder / str(step), destination)
+                manager.reload()
+            continue
+        return step, state, meta
+    if steps:
+        raise UserError(
+            f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, sorted(steps)))}) can be read: "
+            "see above for each. Start again with another --workdir, or remove this one."
+        )
+    return None
+
+
+def _restore(manager, step, target):
+    try:
+        notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+        version, digests, meta = notes["format"], notes["sha256"], notes["meta"]
+    except Exception as error:  # orbax raises many kinds for a damaged file
+        raise Damaged(f"its notes cannot be read: {_first_line(error)}") from error
+    if version != FORMAT:
+        raise UserError(f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}.")
+    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
+    if set(digests) != set(wanted):
+        odd = sorted(set(digests) ^ set(wanted))[0]
+        raise UserError(
+            f"The checkpoint of step {step} in {manager.directory} was written for another network or optimizer: "
+            f"{odd} is {'missing from it' if odd in wanted else 'unknown to this config'}. Use the code and config of that run."
+        )
+    restore_args = ocp.args.PyTreeRestore(
+        item=wanted, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
+    )
+    try:
+        leaves = manager.restore(step, args=ocp.args.Composite(state=restore_args))["state"]
+    except Exception as error:
+        raise Damaged(f"its arrays cannot be read: {_first_line(error)}") from error
+    for name, leaf in leaves.items():
+        if _digest(leaf) != digests[name]:
+            raise Damaged(f"the checksum of {name} does not match")
+        if leaf.shape != wanted[name].shape or leaf.dtype != wanted[name].dtype:
+            raise UserError(
+                f"{name} in the checkpoint of step {step} is {leaf.dtype}{list(leaf.shape)}, "
+                f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}."
+            )
+    order = _flatten(target)
+    return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in order]), meta
+
+
+def _flatten(tree):
+    """{path: leaf}, in the tree's order, so that what is on disk does not depend on container types."""
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _digest(leaf: np.ndarray) -> str:
+    leaf = np.asarray(leaf)
+    return hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,0 +1,151 @@
+"""The training loop: batch k, the step, metrics, checkpoints, sample grids, until the configured number of steps."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.construct import construct
+from ddpm_jax.data import Source
+from ddpm_jax.data.order import batch_indices
+from ddpm_jax.errors import Diverged, UserError
+from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
+from ddpm_jax.training.optimizers import OPTIMIZERS, learning_rate_schedule
+from ddpm_jax.training.progress import Progress, Stopwatch, duration
+from ddpm_jax.training.step import State, init_state, make_step
+from ddpm_jax.training.tasks import Task
+
+EARLY = 10  # steps after which the time left is told for the first time
+
+
+def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices: Sequence) -> State:
+    """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
+
+    The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient.
+    """
+    c = config.train
+    parallel.check_divisible(c.batch_size, devices)
+    optimizer = construct(OPTIMIZERS, config.optim)
+    learning_rate = learning_rate_schedule(config.optim.learning_rate, config.optim.warmup_steps)
+    manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
+    metrics_path = workdir / "metrics.jsonl"
+
+    target = jax.eval_shape(lambda: init_state(task, optimizer, config.seed))
+    restored = checkpoints.restore_latest(manager, target, set_aside=True)
+    if restored is None:
+        step, pending = 0, {}
+        state = init_state(task, optimizer, config.seed)
+        run_directory.cut_metrics(metrics_path, 0)
+    else:
+        step, state, meta = restored
+        pending = meta["pending"]
+        run_directory.cut_metrics(metrics_path, step)
+    count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
+    print(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}", flush=True)
+    if step >= c.steps:
+        print(f"The run is complete: {step} steps. For more, raise --config.train.steps.", flush=True)
+        return state
+    if step:
+        print(f"continuing from step {step}", flush=True)
+
+    per_call = steps_per_call(config, step, devices[0].platform)
+    run_step = parallel.over_devices(
+        make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay),
+        devices, in_axes=(None, None, 0), out_axes=(None, None), donate=(0,),
+    )  # fmt: skip
+    state = parallel.replicate(state, devices)
+    data = parallel.replicate(source.arrays, devices)
+    num_examples = len(source.arrays["image"])
+    draw = sampling.make_draw(task, config.sampler, devices)
+
+    def advance(state, step):
+        rows = [batch_indices(config.seed, k, num_examples, c.batch_size) for k in range(step, step + per_call)]
+        return run_step(state, data, parallel.split(np.stack(rows), devices, axis=1))
+
+    def flush():
+        """Brings the metrics of the steps since the last flush to the host, and stops the run where they are not finite."""
+        for name in on_device[0] if on_device else ():
+            pending.setdefault(name, []).extend(np.concatenate([jax.device_get(m[name]) for m in on_device]).tolist())
+        on_device.clear()
+        finite = np.isfinite(pending.get("loss", [])) & np.isfinite(pending.get("grad_norm", []))
+        if not finite.all():
+            first = step - len(finite) + int(np.argmin(finite)) + 1
+            manager.wait_until_finished()
+            kept = manager.latest_step()
+            raise Diverged(
+                f"Training diverged: the loss or the gradient of step {first} is not finite. "
+                + (f"The checkpoint of step {kept} stays. " if kept is not None else "No checkpoint was written before. ")
+                + "Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir."
+            )
+
+    on_device: list[dict] = []  # metrics of the calls since the last flush
+    first_step, logged = step, step
+    watch = Stopwatch()
+    with Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
+        while step < c.steps:
+            if step == first_step:
+                compile_start = time.monotonic()
+                print("compiling the training step... ", end="", flush=True)
+                state, metrics = jax.block_until_ready(advance(state, step))
+                print(duration(time.monotonic() - compile_start), flush=True)
+                logged = step + per_call
+                progress.restart(logged)
+                watch.restart()
+            else:
+                state, metrics = advance(state, step)
+            step += per_call
+            on_device.append(metrics)
+            progress(step)
+            if first_step + EARLY <= step < first_step + EARLY + per_call:
+                jax.block_until_ready(metrics)
+                progress.line(f"step {step}/{c.steps}, {progress.time_left(step)}")
+
+            if step % c.log_every == 0:
+                flush()
+                rate = (step - logged) / watch.seconds()
+                values = {"step": step, **summarise(pending), "learning_rate": float(learning_rate(step - 1))}
+                values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
+                run_directory.append_metrics(metrics_path, values)
+                progress.line(
+                    f"step {step}/{c.steps}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+                    f"{values['images_per_second']:.0f} images/s  {progress.time_left(step)}"
+                )
+                pending.clear()
+                logged = step
+                watch.restart()
+            with watch.paused():
+                if step % c.checkpoint_every == 0 or step >= c.steps:
+                    flush()
+                    checkpoints.save(manager, step, state, {"pending": pending})
+                if c.sample_every and step % c.sample_every == 0 and step < c.steps:
+                    drawn, _ = draw(state.ema)
+                    sampling.write_grid(workdir / "samples" / f"training_{step:08}.png", drawn)
+    manager.wait_until_finished()
+    manager.close()
+    return state
+
+
+def summarise(pending: dict[str, list[float]]) -> dict[str, float]:
+    """Means over the steps since the last log line; of the parameters' norm the last value."""
+    return {name: values[-1] if name == "param_norm" else float(np.mean(values)) for name, values in pending.items()}
+
+
+def steps_per_call(config: ConfigDict, start: int, platform: str) -> int:
+    """How many steps one compiled call makes. It must divide the start, the end and every interval between.
+
+    On CPU 1 (a scanned step is many times slower there), elsewhere the largest divisor up to 10, unless the config says.
+    """
+    c = config.train
+    common = math.gcd(start, c.steps, c.log_every, c.sample_every, c.checkpoint_every)
+    if c.steps_per_call:
+        if common % c.steps_per_call:
+            raise UserError(
+                f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, sample_every, "
+                f"checkpoint_every and the step to start from ({start}): take a divisor of {common}."
+            )
+        return c.steps_per_call
+    return 1 if platform == "cpu" else max(k for k in range(1, 11) if common % k == 0)

@@ -1,0 +1,98 @@
+"""A run directory is complete: all that sampling or continuing the run needs lies in it.
+
+    config.json        format, the whole config, the shape of the images, versions of the packages
+    metrics.jsonl      one JSON object per logged step
+    checkpoints/       orbax, one folder per step
+    samples/           grids drawn during training, and what --mode=sample wrote
+"""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import config as configs
+from ddpm_jax.errors import UserError
+
+FORMAT = 1
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
+
+
+def exists(workdir: Path) -> bool:
+    return (workdir / "config.json").is_file()
+
+
+def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
+    """The run's config, laid over today's defaults, and its image shape. Raises UserError where there is no readable run."""
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        version, saved, image_shape = content["format"], content["config"], tuple(content["image_shape"])
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
+            "or give the --workdir of an existing run."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a run's config ({type(error).__name__}: {error}).") from error
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}; this code reads format {FORMAT}. Use the code that wrote it.")
+    config = configs.unflatten(configs.flatten(configs.base()) | saved)
+    configs.validate(config)
+    return config, image_shape
+
+
+def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Creates the directory's folders and writes config.json, whole or not at all."""
+    try:
+        for folder in (workdir, workdir / "checkpoints", workdir / "samples"):
+            folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "config": configs.flatten(config),
+            "image_shape": list(image_shape),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+        write_text(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"The run directory {workdir} cannot be written: {error}. Give another --workdir.") from error
+
+
+def check_agreement(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError, naming the keys, where the config differs from the run's in what its parameters depend on."""
+    differing = configs.differences(read(workdir)[0], config)
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave these "
+            "as they are there (or give --workdir without --config); for a new run give another --workdir."
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drops the lines past a step, and a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if (logged := _step_of(line)) is not None and logged <= step]
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def append_metrics(path: Path, values: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,73 @@
+"""The training step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax.training.parallel import AXIS
+from ddpm_jax.training.tasks import Task
+
+INIT, TRAIN = range(2)  # the first part of a random number's address, after the seed
+
+
+class State(NamedTuple):
+    """All that training changes. `step` counts the updates made."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step."""
+
+    @jax.jit
+    def init():
+        params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
+        return State(jnp.asarray(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
+
+    return init()
+
+
+def update_ema(ema, params, decay: float, step: jax.Array):
+    """d ema + (1 - d) params, with d = min(decay, (1 + step) / (10 + step)), step counted from 0.
+
+    The gradual start keeps the initial parameters out of the averages of short runs.
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: old + (1 - d) * (new - old), ema, params)
+
+
+def make_step(task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema_decay: float) -> Callable:
+    """The function that one device runs: step(state, data, indices) -> (state, metrics).
+
+    data: {name: [N, ...]}, the whole set. indices [K, B / devices]: this device's rows of the batches of K steps. metrics: of
+    each step, [K] each. The random numbers of an example are addressed by (seed, step, its place in the global batch).
+    """
+
+    def one_step(state: State, data, indices):
+        local = indices.shape[0]
+        places = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), TRAIN), state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        batch = {name: array[indices] for name, array in data.items()}
+
+        loss, gradients = jax.value_and_grad(lambda params: task.loss(params, batch, keys).mean())(state.params)
+        loss, gradients = jax.lax.pmean((loss, gradients), AXIS)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, ema_decay, state.step)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), "param_norm": optax.global_norm(params)}
+        return State(state.step + 1, params, opt_state, ema), metrics
+
+    def step(state, data, indices):
+        if indices.shape[0] == 1:  # no scan: on CPU, gradients of convolutions are many times slower inside one
+            state, metrics = one_step(state, data, indices[0])
+            return state, jax.tree.map(lambda value: value[None], metrics)
+        return jax.lax.scan(lambda carry, rows: one_step(carry, data, rows), state, indices)
+
+    return step

@@ -1,0 +1,85 @@
+"""Tasks: what is trained. The loop, the checkpoints and the logs know a task by its three functions alone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import images
+from ddpm_jax.construct import construct
+from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.losses import WEIGHTINGS, denoising_loss
+from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
+from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.sample import sample, sample_keys
+from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.diffusion.times import TIMES
+from ddpm_jax.diffusion.transforms import CLIPS
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import NETWORKS
+
+# What a random number of training is for: the last part of its address (seed, step, example, purpose).
+TIME, NOISE, DROPOUT = range(3)
+
+
+class Task(NamedTuple):
+    """A task built from a config.
+
+    init(key) -> params. loss(params, batch, keys [B]) -> losses [B]: example b may depend on row b of the batch and keys[b]
+    alone. sample(params, knobs, seed, indices [B], progress) -> (images [B, H, W, C] in [-1, 1], network evaluations):
+    image i depends on seed and indices[i] alone; `knobs` are the arrays it is steered by, which never cause a recompilation.
+    """
+
+    init: Callable
+    loss: Callable
+    sample: Callable
+    knobs: Any
+
+
+def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
+    """A network that predicts the noise in images (or what it follows from) at every level of it."""
+    network = construct(NETWORKS, config.network)
+    process = construct(PROCESSES, config.process)
+    sampler = construct(SAMPLERS, config.sampler)
+    prediction = PREDICTIONS[config.prediction.name]
+    weighting = WEIGHTINGS[config.loss.weighting]
+    draw_times = TIMES[config.times.name]
+    clip = CLIPS[config.sampler.clip]
+    last = config.sampler.last
+    try:
+        times = GRIDS[config.sampler.grid](process, config.sampler.steps)
+    except ValueError as error:
+        raise UserError(f"config.sampler.steps, config.sampler.grid: {error}.") from error
+
+    def init(key):
+        return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
+
+    def loss(params, batch, keys):
+        def addressed(purpose):
+            return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
+
+        x0 = images.from_uint8(batch["image"])
+        t = draw_times(process, addressed(TIME))
+        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
+        apply = partial(network.apply, params, keys=addressed(DROPOUT))
+        return denoising_loss(apply, process, prediction, weighting, x0, eps, t)
+
+    def draw(params, knobs, seed, indices, progress=None):
+        sampler, process, times = knobs
+        denoise = clip(network_denoiser(partial(network.apply, params), process, prediction), process)
+        keys = sample_keys(seed, indices)
+        return sample(sampler, denoise, process, times, keys, image_shape, last=last, progress=progress)
+
+    return Task(init, loss, draw, (sampler, process, times))
+
+
+TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}
+
+
+def build(config, image_shape: tuple[int, int, int]) -> Task:
+    """The config's task for images of this shape. Raises UserError where the network does not take them."""
+    task = TASKS[config.task](config, image_shape)
+    jax.eval_shape(task.init, jax.random.key(0))
+    return task

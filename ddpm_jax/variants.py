@@ -1,0 +1,66 @@
+"""Variants: functions that edit a config, usable with every data set. `--config=configs/mnist.py:ddim,smoke`."""
+
+import difflib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import config as configs
+from ddpm_jax.errors import UserError
+
+
+class Variant(NamedTuple):
+    """What it edits, and the group of which a config takes at most one."""
+
+    edit: Callable[[ConfigDict], None]
+    group: str
+
+
+def ddpm(config: ConfigDict) -> None:
+    """the ancestral sampler on all steps of the chain, fixed large variance (Ho et al. 2020)"""
+    config.sampler.update(name="ancestral", steps=config.process.steps, variance="large")
+
+
+def ddim(config: ConfigDict) -> None:
+    """the deterministic DDIM sampler in 50 steps (Song et al. 2021)"""
+    config.sampler.update(name="ddim", steps=50, eta=0.0)
+
+
+def smoke(config: ConfigDict) -> None:
+    """the whole job in seconds on a CPU: a tiny network, a few steps, a checkpoint, samples"""
+    config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=())
+    config.optim.update(warmup_steps=2)
+    config.train.update(steps=8, batch_size=16, log_every=2, sample_every=4, checkpoint_every=4)
+    config.sampler.update(steps=5, num_samples=4, batch_size=4)
+
+
+VARIANTS: dict[str, Variant] = {
+    "ddpm": Variant(ddpm, "sampler"),
+    "ddim": Variant(ddim, "sampler"),
+    "smoke": Variant(smoke, "size"),
+}
+
+
+def apply(config: ConfigDict, names: str) -> ConfigDict:
+    """Edits the config by the comma-separated variants, left to right, `smoke` last, and validates it.
+
+    Raises UserError for an unknown variant, one given twice, or two of one group.
+    """
+    chosen = [name for name in names.split(",") if name]
+    taken: dict[str, str] = {}
+    for name in chosen:
+        if name not in VARIANTS:
+            near = difflib.get_close_matches(name, VARIANTS, 1)
+            raise UserError(
+                f"There is no variant {name!r}; the variants are {', '.join(VARIANTS)}."
+                + (f" Did you mean {near[0]}?" if near else "")
+            )
+        group = VARIANTS[name].group
+        if group in taken:
+            raise UserError(f"The variants {taken[group]} and {name} both choose the {group}: give one of them.")
+        taken[group] = name
+    for name in sorted(chosen, key=lambda name: name == "smoke"):
+        VARIANTS[name].edit(config)
+    configs.validate(config)
+    return config
