@@ -8,7 +8,6 @@ version, and does those two steps with the standard library and NumPy. A further
 
 import contextlib
 import gzip
-import hashlib
 import io
 import json
 import math
@@ -209,17 +208,9 @@ def _prepare(name: str, root: Path, raw_dir: str) -> None:
 
     wanted = {file for files in row.files.values() for file in files}
     addresses = {file: url for url in stock.url_infos if (file := url.rsplit("/", 1)[-1]) in wanted}
-    checksums = {file: stock.url_infos[url].checksum for file, url in addresses.items()}
 
     raw, looked = _find_raw(name, sorted(wanted), raw_dir)
-    if raw is not None:
-        for file in sorted(wanted):
-            if _sha256(raw / file) != checksums[file]:
-                raise UserError(
-                    f"{raw / file} is not the official {name} file of that name (its SHA-256 differs from the one "
-                    "registered in tensorflow-datasets): it is damaged or belongs to another set. Replace it."
-                )
-    elif problem := _offline(root, stock, addresses):
+    if raw is None and (problem := _offline(root, stock, addresses)):
         raise UserError(
             f"{name} is not prepared in {root / name} and its raw files are not at hand ({looked}); downloading them "
             f"failed: {problem}. Get {', '.join(sorted(wanted))} on a machine with network, put them into one folder "
@@ -235,7 +226,10 @@ def _prepare(name: str, root: Path, raw_dir: str) -> None:
         with _quiet():
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except NonMatchingChecksumError as error:
-        raise UserError(f"A file of {name} is not the official one. {' '.join(str(error).split())}") from error
+        what = str(error).splitlines()[0].rstrip(":")  # names the address and the local file
+        raise UserError(
+            f"A raw file of {name} is damaged or belongs to another set ({what}). Replace it by the official file."
+        ) from error
     except (OSError, tfds.download.DownloadError) as error:
         if _find_prepared(root / name) is None:  # else another process was faster, and its result is used
             raise UserError(f"{name} could not be prepared in {root}: {type(error).__name__}: {error}") from error
@@ -263,11 +257,6 @@ def _find_raw(name: str, files: list[str], raw_dir: str) -> tuple[Path | None, s
             "names, or leave raw_dir empty to download them."
         )
     return None, looked
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _offline(root: Path, stock: Any, addresses: dict[str, str]) -> str:
@@ -357,16 +346,16 @@ def _quiet() -> Iterator[None]:
     from absl import logging
     from tensorflow_datasets.core.download import downloader
 
-    verbosity, retries = logging.get_verbosity(), downloader.MAX_RETRIES
+    verbosity = logging.get_verbosity()
     tfds.disable_progress_bar()
+    # Not set back: when one file fails, threads that fetch the others still run, read this later, and hold up the exit.
+    downloader.MAX_RETRIES = 3
     try:
         logging.set_verbosity(logging.ERROR)
-        downloader.MAX_RETRIES = 2
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(verbosity)
-        downloader.MAX_RETRIES = retries
 
 
 _IDX_FILES = {

@@ -111,8 +111,8 @@ def _table_index(num_steps, t):
 def _variance_preserving_sigma(log_alpha, t):
     """sqrt(1 - alpha^2); a double where keeps the gradient finite at t = 0."""
     variance = -jnp.expm1(2 * log_alpha(t))
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    zero = variance == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, variance)))
 
 
 def from_betas(betas: np.ndarray) -> Process:

@@ -82,12 +82,14 @@ def _check(process, times, last):
         raise ValueError(f"last must be one of {', '.join(LASTS)}, found {last!r}")
     if last == "mean" and len(times) < 2:
         raise ValueError("last='mean' needs a transition: give a grid of at least two times")
-    if isinstance(times, jax.core.Tracer) or isinstance(process.t_max, jax.core.Tracer):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, times))):
         return
-    grid = np.asarray(times)
+    with jax.ensure_compile_time_eval():
+        grid, t_max = np.asarray(times), float(process.t_max)
+        nothing_left = last == "denoise" and len(grid) and grid[-1] == 0 and process.sigma(0.0) == 0
     if grid.ndim != 1 or not len(grid) or np.any(np.diff(grid) >= 0):
         raise ValueError(f"times must be a strictly decreasing vector of at least one entry, found {grid}")
-    if grid[-1] < 0 or grid[0] > process.t_max:
-        raise ValueError(f"times must lie in [0, t_max = {process.t_max}], found {grid[0]} to {grid[-1]}")
-    if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
+    if grid[-1] < 0 or grid[0] > t_max:
+        raise ValueError(f"times must lie in [0, t_max = {t_max}], found {grid[0]} to {grid[-1]}")
+    if nothing_left:
         raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")

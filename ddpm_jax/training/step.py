@@ -61,7 +61,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, *, seed: int,
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decay, state.step)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), "param_norm": optax.global_norm(params)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.global_norm(params)}
         return State(state.step + 1, params, opt_state, ema), metrics
 
     def step(state, data, indices):

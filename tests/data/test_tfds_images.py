@@ -124,7 +124,7 @@ def assert_holds(source, images, labels):
 
 def assert_same(first, second):
     assert first.num_classes == second.num_classes
-    chex.assert_trees_all_equal(first.arrays, second.arrays)
+    chex.assert_trees_all_equal(first.arrays, second.arrays, strict=True)
 
 
 def to_tfrecord(root, shards=1):
@@ -153,23 +153,21 @@ def to_tfrecord(root, shards=1):
 
 
 @pytest.mark.parametrize("place", ["raw_dir", "subfolder", "environment"])
-def test_prepares_from_raw_files(small, tmp_path, monkeypatch, capfd, place):
+def test_prepares_from_raw_files(small, tmp_path, monkeypatch, place):
     folder, arrays = small
     raw_dir = str(folder)
     if place == "subfolder":
         shutil.copytree(folder, tmp_path / "raw" / "mnist")
         raw_dir = str(tmp_path / "raw")
-        (tmp_path / "raw" / FILES["train"][0]).write_bytes(b"another set's file of that name")
+        for files in FILES.values():
+            for file in files:
+                (tmp_path / "raw" / file).write_bytes(b"another set's file of that name")
     if place == "environment":
         monkeypatch.setenv("DDPM_JAX_RAW", raw_dir)
         raw_dir = ""
     root = tmp_path / "tfds"
     for split in ("train", "test"):
         assert_holds(SOURCES["mnist"](split=split, data_dir=str(root), raw_dir=raw_dir), *arrays[split])
-    out, err = capfd.readouterr()
-    assert out.count("\n") == 1 and out.startswith(f"preparing mnist in {root} from ")
-    assert err == ""
-    assert "tensorflow" not in sys.modules
 
 
 def test_stock_tfds_reads_what_was_prepared(prepared, raw):
@@ -304,23 +302,45 @@ def test_a_file_in_the_place_of_the_folder_is_told(small, tmp_path):
         tfds_images.mnist(split="train", data_dir=str(tmp_path / "file"), raw_dir=str(small[0]))
 
 
-KILLED = """
-import os, signal, sys
-from tensorflow_datasets.core import dataset_info
-dataset_info.DatasetInfo.write_to_directory = lambda *_a, **_k: os.kill(os.getpid(), signal.SIGKILL)
-import pytest
+PROCESS = """
+import sys
 from pathlib import Path
+import pytest
 import test_tfds_images as t
 t.register(pytest.MonkeyPatch(), Path(sys.argv[1]), t.CLOSED)
 t.tfds_images.mnist(split="train", data_dir=sys.argv[2], raw_dir=sys.argv[1])
+assert "tensorflow" not in sys.modules
 """
+
+KILLED = """
+import os, signal
+from tensorflow_datasets.core import dataset_info
+dataset_info.DatasetInfo.write_to_directory = lambda *_a, **_k: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def start(code, raw_dir, data_dir):
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-c", code, str(raw_dir), str(data_dir)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, text=True, **pipes)
+
+
+def test_processes_side_by_side_print_one_line_and_need_no_tensorflow(raw, tmp_path):
+    both = [start(PROCESS, raw[0], tmp_path) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert out in ("", f"preparing mnist in {tmp_path} from {raw[0]}..., once\n")
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == ["3.0.1", "ddpm_jax_cache"]
+    assert_holds(tfds_images.mnist(split="train", data_dir=str(tmp_path)), *raw[1]["train"])
 
 
 def test_a_killed_preparation_is_repeated(small, tmp_path):
     # Killed at the last moment: all records are written, only the set's description is not.
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    command = [sys.executable, "-c", KILLED, str(small[0]), str(tmp_path)]
-    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True).returncode == -9
+    process = start(KILLED + PROCESS, small[0], tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == -9
     (left,) = (tmp_path / "mnist").iterdir()
     assert left.name.startswith("incomplete") and any(left.iterdir())
     assert_holds(tfds_images.mnist(split="train", data_dir=str(tmp_path), raw_dir=str(small[0])), *small[1]["train"])
@@ -381,6 +401,15 @@ def test_a_damaged_set_is_told(prepared, form):
     (shard,) = (prepared / "mnist/3.0.1").glob("mnist-train*")
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(UserError, match="delete that folder"):
+        tfds_images.mnist(split="train", data_dir=str(prepared))
+
+
+def test_a_set_that_lacks_records_is_told(prepared):
+    (shard,) = to_tfrecord(prepared).glob("mnist-train*")
+    data = shard.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    shard.write_bytes(data[length + 16 :])  # without its first record
+    with pytest.raises(UserError, match="36 of 37 examples"):
         tfds_images.mnist(split="train", data_dir=str(prepared))
 
 

@@ -1,0 +1,157 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion.grids import GRIDS, quadratic, uniform
+from ddpm_jax.diffusion.oracle import gaussian_denoiser
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, from_eps, network_denoiser
+from ddpm_jax.diffusion.processes import linear
+from ddpm_jax.diffusion.sample import sample, sample_keys
+from ddpm_jax.diffusion.samplers import At, ancestral, ddim
+from ddpm_jax.diffusion.transforms import clipped, clipped_x0
+
+PROCESS = linear()
+DENOISE = gaussian_denoiser(PROCESS, 0.2, 0.5)
+KEYS = sample_keys(0, jnp.arange(6))
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_shapes_and_types(self):
+        times = uniform(PROCESS, 5)
+        x, evaluations = self.variant(lambda keys: sample(ancestral(), DENOISE, PROCESS, times, keys, (4, 4, 3)))(KEYS)
+        chex.assert_shape(x, (6, 4, 4, 3))
+        chex.assert_type(x, jnp.float32)
+        assert evaluations == 5
+
+
+def test_a_sample_depends_on_its_key_alone():
+    times = uniform(PROCESS, 10)
+    together, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,))
+    alone, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS[4:5], (3,))
+    chex.assert_trees_all_close(alone[0], together[4], atol=1e-6)
+    assert not np.allclose(together[0], together[1])
+
+
+def test_the_start_does_not_depend_on_the_grid():
+    """One grid point and last="stop" returns the start itself; other grids begin there too."""
+    start, evaluations = sample(ddim(), DENOISE, PROCESS, uniform(PROCESS, 1), KEYS, (3,), last="stop")
+    assert evaluations == 0
+    seen = []
+
+    def spy(x, t):
+        jax.debug.callback(lambda x, t: seen.append((float(t), np.asarray(x))), x, t, ordered=True)
+        return DENOISE(x, t)
+
+    sample(ddim(), spy, PROCESS, uniform(PROCESS, 4), KEYS, (3,))
+    jax.effects_barrier()
+    assert len(seen) == 4
+    chex.assert_trees_all_equal(seen[0][1], np.asarray(start))
+
+
+@pytest.mark.parametrize("steps", [1000, 7])
+def test_the_network_sees_each_index_once(steps):
+    """A full chain shows 999, 998, .., 0 and costs 1000 evaluations; a respaced one shows the original indices."""
+    seen = []
+
+    def apply(x, time):
+        jax.debug.callback(lambda time: seen.append(float(time[0])), time, ordered=True)
+        return x
+
+    denoise = network_denoiser(apply, PROCESS, PREDICTIONS["eps"])
+    _, evaluations = sample(ddim(), denoise, PROCESS, uniform(PROCESS, steps), KEYS[:1], (1,))
+    jax.effects_barrier()
+    assert seen == (np.rint(np.linspace(1000, 1, steps)) - 1).tolist()
+    assert evaluations == len(seen) == steps
+
+
+def test_lasts():
+    times = uniform(PROCESS, 6)
+    stop, at_stop = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
+    mean, at_mean = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="mean")
+    x0, at_x0 = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="denoise")
+    assert (at_stop, at_mean, at_x0) == (5, 5, 6)
+    chex.assert_trees_all_close(x0, DENOISE(stop, times[-1]).x0, atol=1e-6)
+    before, _ = sample(ancestral(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="stop")
+    at = At(times[-2], times[-1], 4, 5, lambda j: jnp.zeros((6, 3)))  # noqa: ARG005
+    noise_free, *_ = ancestral().step(DENOISE, PROCESS, before, (), at)
+    chex.assert_trees_all_close(mean, noise_free, atol=1e-5)
+    assert not np.allclose(mean, stop)
+
+
+def test_the_grid_may_end_at_zero():
+    times = jnp.append(uniform(PROCESS, 6), 0.0)
+    x, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
+    y, _ = sample(ddim(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="denoise")
+    chex.assert_trees_all_close(x, y, atol=1e-6)
+
+
+def test_evaluations_are_counted_not_assumed():
+    def twice(x, t):
+        return DENOISE(x, t)._replace(evaluations=2)
+
+    _, evaluations = sample(ddim(), twice, PROCESS, uniform(PROCESS, 6), KEYS, (3,))
+    assert evaluations == 12
+
+
+def test_progress_is_told_and_changes_nothing():
+    told = []
+    times = uniform(PROCESS, 101)
+    x, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), progress=lambda done: told.append(int(done)))
+    jax.effects_barrier()
+    assert sorted(told) == list(range(5, 101, 5))
+    chex.assert_trees_all_equal(x, sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,))[0])
+
+
+@pytest.mark.parametrize("wrap, rederived", [(clipped, True), (clipped_x0, False)])
+def test_clipping(wrap, rederived):
+    def far(x, t):
+        return from_eps(PROCESS, x, t, jnp.full_like(x, -3.0))._replace(evaluations=7)
+
+    x, t = jnp.ones((2, 3)), jnp.float32(0.5)
+    prediction = wrap(far, PROCESS)(x, t)
+    assert isinstance(prediction, Prediction) and prediction.evaluations == 7
+    chex.assert_trees_all_equal(prediction.x0, jnp.ones((2, 3)))
+    eps = (x - PROCESS.alpha(t)) / PROCESS.sigma(t) if rederived else jnp.full((2, 3), -3.0)
+    chex.assert_trees_all_close(prediction.eps, eps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 500])
+def test_grids_hold_table_times(name, steps):
+    grid = np.asarray(GRIDS[name](PROCESS, steps), np.float64) * 1000
+    assert len(grid) == steps and np.all(np.diff(grid) < -0.5)
+    np.testing.assert_allclose(grid, np.rint(grid), atol=1e-3)
+    if steps > 1:
+        assert round(grid[-1]) == 1
+
+
+def test_quadratic_grid_as_published():
+    """The DDIM code's integers for 10 steps of 1000, counted from 0: floor(linspace(0, sqrt(800), 10)^2)."""
+    published = [0, 9, 39, 88, 158, 246, 355, 483, 632, 800]
+    np.testing.assert_allclose(np.asarray(quadratic(PROCESS, 10)) * 1000 - 1, published[::-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_grids_that_do_not_fit_are_refused(steps):
+    with pytest.raises(ValueError, match=f"{steps} different steps"):
+        uniform(PROCESS, steps)
+
+
+@pytest.mark.parametrize(
+    "times, last, words",
+    [
+        (jnp.array([0.1, 0.5]), "stop", "decreasing"),
+        (jnp.array([0.5, 0.5]), "stop", "decreasing"),
+        (jnp.array([1.5, 0.5]), "stop", "t_max"),
+        (jnp.array([0.5, -0.5]), "stop", "t_max"),
+        (jnp.array([0.5, 0.0]), "denoise", "nothing is left"),
+        (jnp.array([0.5]), "mean", "at least two"),
+        (jnp.array([0.5, 0.1]), "end", "denoise, mean, stop"),
+    ],
+)
+def test_bad_grids_and_names_are_refused(times, last, words):
+    with pytest.raises(ValueError, match=words):
+        sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), last=last)

@@ -1,0 +1,128 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import dropout, sinusoidal_embedding
+from ddpm_jax.models.unet import UNet, check_image_size
+
+TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, groups=4, dropout=0.0, dtype="float32")
+
+
+def init(network, shape):
+    return jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))
+
+
+def perturbed(params):
+    """Parameters without zeros: the zero-initialised last layers would hide everything behind them."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+def test_the_papers_cifar10_network_has_its_35_7_million_parameters():
+    network = UNet(
+        channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=1, groups=32, dropout=0.1, dtype="float32"
+    )
+    params = jax.eval_shape(lambda: init(network, (32, 32, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_output_is_like_the_image_and_starts_at_zero(self):
+        network = UNet(**TINY)
+        x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+        out = self.variant(network.apply)(init(network, (8, 8, 3)), x, jnp.array([0.0, 7.0]))
+        chex.assert_equal_shape((out, x))
+        chex.assert_type(out, jnp.float32)
+        chex.assert_trees_all_equal(out, jnp.zeros_like(x))
+
+
+@pytest.mark.parametrize("side, levels", [(28, 3), (32, 4), (8, 2), (8, 4), (7, 1)])
+def test_sizes_that_the_levels_divide(side, levels):
+    network = UNet(**TINY | dict(multipliers=(1,) * levels))
+    shape = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), jnp.zeros((1, side, side, 1)), jnp.zeros(1))[0])
+    chex.assert_shape(shape, (1, side, side, 1))
+
+
+def test_a_size_that_does_not_fit_names_those_that_do():
+    with pytest.raises(UserError, match=r"4 levels.*divisible by 8.*28x28.*at most 3 levels.*24x24, 32x32"):
+        check_image_size((28, 28), 4)
+    check_image_size((28, 24), 3)
+
+
+def test_each_example_is_on_its_own():
+    """No normalisation or attention crosses the batch, and time reaches each example as its own."""
+    network = UNet(**TINY)
+    params = perturbed(init(network, (8, 8, 1)))
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    time = jnp.array([1.0, 50.0, 900.0])
+    apply = jax.jit(network.apply)
+    together = apply(params, x, time)
+    alone = apply(params, x[1:2], time[1:2])
+    chex.assert_trees_all_close(together[1], alone[0], atol=1e-4)
+    other_time = apply(params, x[1:2], time[2:3])
+    assert np.abs(alone - other_time).max() > 1e-2
+
+
+def test_attention_mixes_distant_pixels():
+    """With one level, no middle convolution sees across 16 pixels in this tiny network; attention does."""
+    network = UNet(**TINY | dict(multipliers=(1,), attention=()))
+    params = perturbed(init(network, (32, 32, 1)))
+    base = jnp.zeros((1, 32, 32, 1))
+    touched = base.at[0, 0, 0, 0].set(3.0)
+    apply = jax.jit(network.apply)
+    change = np.abs(apply(params, touched, jnp.zeros(1)) - apply(params, base, jnp.zeros(1)))[0, :, :, 0]
+    assert change[-1, -1] > 0
+
+
+def test_bfloat16_computes_and_float32_stays():
+    exact, half = UNet(**TINY), UNet(**TINY | dict(dtype="bfloat16"))
+    params = perturbed(init(exact, (8, 8, 1)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, jax.eval_shape(lambda: init(half, (8, 8, 1))))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    time = jnp.array([3.0, 500.0])
+    out = jax.jit(half.apply)(params, x, time)
+    chex.assert_type(out, jnp.float32)
+    reference = jax.jit(exact.apply)(params, x, time)
+    error = jnp.sqrt(jnp.mean((out - reference) ** 2) / jnp.mean(reference**2))
+    assert 1e-5 < error < 0.05
+
+
+def test_sinusoidal_embedding():
+    """Frequencies fall from 1 to 1/10000; written here as an independent loop."""
+    time = np.array([0.0, 1.0, 999.0])
+    expected = np.zeros((3, 8))
+    for k in range(4):
+        frequency = 10_000 ** (-k / 3)
+        expected[:, k], expected[:, 4 + k] = np.sin(time * frequency), np.cos(time * frequency)
+    chex.assert_trees_all_close(sinusoidal_embedding(jnp.asarray(time, jnp.float32), 8), expected.astype(np.float32), atol=1e-4)
+
+
+def test_dropout_is_addressed_per_example():
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = jnp.ones((64, 100))
+    dropped = dropout(x, 0.3, keys, 5)
+    chex.assert_trees_all_equal(dropped[10:12], dropout(x[10:12], 0.3, keys[10:12], 5))
+    assert not np.array_equal(dropped, dropout(x, 0.3, keys, 6))
+    assert not np.array_equal(dropped[0], dropped[1])
+    kept = np.asarray(dropped > 0)
+    assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.21 / kept.size)
+    np.testing.assert_allclose(dropped[kept], 1 / 0.7, rtol=1e-6)
+    assert dropout(x, 0.3, None, 5) is x
+
+
+def test_dropout_acts_in_the_network_only_with_keys():
+    network = UNet(**TINY | dict(dropout=0.5))
+    params = perturbed(init(network, (8, 8, 1)))
+    x, time = jnp.ones((2, 8, 8, 1)), jnp.zeros(2)
+    keys = jax.random.split(jax.random.key(2), 2)
+    apply = jax.jit(network.apply)
+    without = apply(params, x, time)
+    chex.assert_trees_all_equal(without, apply(params, x, time))
+    with_keys = apply(params, x, time, keys)
+    assert not np.allclose(with_keys, without)
+    assert not np.allclose(with_keys[0], with_keys[1])
