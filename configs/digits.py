@@ -1,6 +1,6 @@
 """Scikit-learn's handwritten digits: 1,797 grey images of 8x8, no download.
 
-    python -m ddpm_jax.main --config=configs/digits.py
+python -m ddpm_jax.main --config=configs/digits.py
 """
 
 from ddpm_jax import config as configs

@@ -53,9 +53,7 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[list[str]
             raise UserError(f"config.{key} does not apply to {section}.name={config[section].name}: leave it out.")
         if mode == "sample" and not key.startswith("sampler."):
             raise UserError(f"--mode=sample takes the run's config: only config.sampler keys may be given, found config.{key}.")
-    if config_spec and run_directory.exists(directory):
-        run_directory.check_agreement(directory, config)
-    elif changed and not config_spec:
+    if config_spec and run_directory.exists(directory) or changed and not config_spec:
         run_directory.check_agreement(directory, config)
     if mode == "sample":
         run_directory.read(directory)
@@ -82,7 +80,9 @@ def load(config_spec: str) -> ConfigDict:
         line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else "?")
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}. --debug shows the traceback.") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {path} must return a ConfigDict (see ddpm_jax.config.base), found {type(config).__name__}.")
+        raise UserError(
+            f"get_config of {path} must return a ConfigDict (see ddpm_jax.config.base), found {type(config).__name__}."
+        )
     return config
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# Glorot's uniform initialisation with the fan average, as Ho et al. 2020 use throughout, and zeros for layers that end a branch.
+# Ho et al. 2020 initialise uniformly by the fan average throughout, and with zeros where a layer ends a branch.
 fan_average = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros
 

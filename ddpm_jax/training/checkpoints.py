@@ -19,9 +19,7 @@ class Damaged(Exception):
     """A checkpoint whose content is not what was saved."""
 
 
-def open_manager(
-    directory: Path, keep_last: int = 1, keep_every: int = 0, *, read_only: bool = False
-) -> ocp.CheckpointManager:
+def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, read_only: bool = False) -> ocp.CheckpointManager:
     """The checkpoints of a run: the last `keep_last` are kept, and those at multiples of `keep_every` (0: none) for good."""
     if read_only:
         options = ocp.CheckpointManagerOptions(read_only=True)
@@ -42,9 +40,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> N
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             raise ValueError(f"{name} is not finite at step {step}")
     notes = {"format": FORMAT, "sha256": {name: _digest(leaf) for name, leaf in leaves.items()}, "meta": meta}
-    manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), notes=ocp.args.JsonSave(notes)), force=True
-    )
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), notes=ocp.args.JsonSave(notes)), force=True)
 
 
 def restore_latest(
@@ -115,7 +111,9 @@ def _restore(manager, step, target):
 
 def _flatten(tree):
     """{path: leaf}, in the tree's order, so that what is on disk does not depend on container types."""
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _digest(leaf: np.ndarray) -> str:

@@ -59,7 +59,10 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
     }
     name = sampling.sample_name(config.sampler, int(state.step))
     paths = sampling.write_samples(workdir / "samples", name, drawn, facts)
-    print(f"{evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote " + ", ".join(map(str, paths)))
+    print(
+        f"{evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote "
+        + ", ".join(map(str, paths))
+    )
 
 
 JOBS: dict[str, Callable[[ConfigDict, Path], None]] = {"train": train, "sample": sample}

@@ -144,8 +144,8 @@ def steps_per_call(config: ConfigDict, start: int, platform: str) -> int:
     if c.steps_per_call:
         if common % c.steps_per_call:
             raise UserError(
-                f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, sample_every, "
-                f"checkpoint_every and the step to start from ({start}): take a divisor of {common}."
+                f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, "
+                f"sample_every, checkpoint_every and the step to start from ({start}): take a divisor of {common}."
             )
         return c.steps_per_call
     return 1 if platform == "cpu" else max(k for k in range(1, 11) if common % k == 0)

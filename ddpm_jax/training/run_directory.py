@@ -1,9 +1,9 @@
 """A run directory is complete: all that sampling or continuing the run needs lies in it.
 
-    config.json        format, the whole config, the shape of the images, versions of the packages
-    metrics.jsonl      one JSON object per logged step
-    checkpoints/       orbax, one folder per step
-    samples/           grids drawn during training, and what --mode=sample wrote
+config.json        format, the whole config, the shape of the images, versions of the packages
+metrics.jsonl      one JSON object per logged step
+checkpoints/       orbax, one folder per step
+samples/           grids drawn during training, and what --mode=sample wrote
 """
 
 import importlib.metadata
@@ -66,8 +66,8 @@ def check_agreement(workdir: Path, config: ConfigDict) -> None:
     differing = configs.differences(read(workdir)[0], config)
     if differing:
         raise UserError(
-            f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave these "
-            "as they are there (or give --workdir without --config); for a new run give another --workdir."
+            f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave "
+            "these as they are there (or give --workdir without --config); for a new run give another --workdir."
         )
 
 

@@ -478,9 +478,7 @@ def test_the_table_knows_the_official_files(name, mean):
 
 def test_real_mnist(tmp_path):
     folder = official("mnist")
-    sources = {
-        split: SOURCES["mnist"](split=split, data_dir=str(tmp_path), raw_dir=str(folder)) for split in ("train", "test")
-    }
+    sources = {split: SOURCES["mnist"](split=split, data_dir=str(tmp_path), raw_dir=str(folder)) for split in ("train", "test")}
     for split, num_examples in (("train", 60000), ("test", 10000)):
         image_file, label_file = FILES[split]
         # Parsed on its own: the header of an idx file is 4 bytes and 4 per axis.

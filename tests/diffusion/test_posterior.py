@@ -24,7 +24,9 @@ def test_posterior_is_bayes(t, s):
     mean = (as_ * x_0 / variance_s + a * x_t / variance_step) / precision
 
     t, s = jnp.float32(t), jnp.float32(s)
-    chex.assert_trees_all_close(posterior_mean(PROCESS, jnp.array([x_t]), jnp.array([x_0]), t, s), np.float32([mean]), rtol=2e-3)
+    chex.assert_trees_all_close(
+        posterior_mean(PROCESS, jnp.array([x_t]), jnp.array([x_0]), t, s), np.float32([mean]), rtol=2e-3
+    )
     chex.assert_trees_all_close(small_variance(PROCESS, t, s), np.float32(1 / precision), rtol=2e-3)
     chex.assert_trees_all_close(large_variance(PROCESS, t, s), np.float32(variance_step), rtol=2e-3)
 

@@ -34,7 +34,7 @@ def test_table_is_exact_at_knots_and_linear_between():
 
 
 def test_derivatives_are_from_the_left():
-    """On (n-1, n]/T the slope of log alpha is T log(1 - beta_n) / 2, at the knot itself too; g^2 = -2 f for alpha^2 + sigma^2 = 1."""
+    """On (n-1, n]/T the slope of log alpha is T log(1 - beta_n) / 2, knot included; g^2 = -2 f where alpha^2 + sigma^2 = 1."""
     slopes = (500 * np.log1p(-BETAS)).astype(np.float32)
     t = jnp.asarray(KNOTS / 1000, jnp.float32)
     chex.assert_trees_all_close(PROCESS.drift(t), slopes, rtol=3e-3)

@@ -53,7 +53,7 @@ def test_several_steps_per_call_are_the_same_steps(tiny_config, tiny_source):
     chex.assert_trees_all_close(one.params, scanned.params, atol=2e-4)
 
 
-def test_randomness_is_addressed_by_seed_step_and_example(tiny_config):
+def test_randomness_is_addressed_by_seed_step_and_example():
     """A spy task whose loss is a normal of its key: it changes with seed, step and place, and not with the devices."""
 
     def losses(seed, step, devices):
@@ -64,11 +64,12 @@ def test_randomness_is_addressed_by_seed_step_and_example(tiny_config):
             jax.debug.callback(lambda place, x: seen.append((int(place), np.asarray(x))), jax.lax.axis_index("device"), normals)
             return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3))
 
-        task = Task(lambda key: jnp.zeros(()), loss, None, None)
+        task = Task(lambda _: jnp.zeros(()), loss, None, None)
         optimizer = adam(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0)
         devices = jax.devices()[:devices]
         state = init_state(task, optimizer, seed)._replace(step=jnp.asarray(step))
-        step = parallel.over_devices(make_step(task, optimizer, seed=seed, ema_decay=0.9), devices, (None, None, 0), (None, None))
+        one_device = make_step(task, optimizer, seed=seed, ema_decay=0.9)
+        step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))
         data = {"image": np.zeros((8, 1, 1, 1), np.uint8)}
         step(state, data, parallel.split(np.zeros((1, 8), np.int32), devices, axis=1))
         jax.effects_barrier()

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import images, plots
+
+
+def test_pixels_round_trip_exactly():
+    pixels = np.arange(256, dtype=np.uint8)
+    floats = np.asarray(images.from_uint8(pixels))
+    assert floats[0] == -1 and floats[-1] == 1
+    np.testing.assert_array_equal(images.to_uint8(floats), pixels)
+    np.testing.assert_array_equal(images.to_uint8(np.array([-7.0, 7.0, -0.9999])), [0, 255, 0])
+
+
+def test_grid_places_tiles_with_separators(tmp_path):
+    tiles = np.full((5, 50, 50, 1), 255, np.uint8) * np.arange(1, 6, dtype=np.uint8)[:, None, None, None] // 5
+    picture = plots.image_grid(tiles)
+    assert picture.shape == (2 * 51 + 1, 3 * 51 + 1, 3)
+    assert (picture[0] == 96).all() and (picture[:, 51] == 96).all()
+    for index in range(5):
+        assert (picture[1 + index // 3 * 51, 1 + index % 3 * 51] == tiles[index, 0, 0]).all()
+    plots.save_png(tmp_path / "grid.png", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_small_tiles_are_enlarged_and_colour_is_kept():
+    colour = np.zeros((1, 8, 8, 3), np.uint8) + np.array([1, 2, 3], np.uint8)
+    picture = plots.image_grid(colour)
+    assert picture.shape[0] > 48 and (picture[10, 10] == [1, 2, 3]).all()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 8, 8, 1)), np.zeros((8, 8, 1), np.uint8), np.zeros((1, 8, 8, 4), np.uint8)])
+def test_what_is_no_image_is_refused(wrong):
+    with pytest.raises(ValueError, match="uint8"):
+        plots.image_grid(wrong)

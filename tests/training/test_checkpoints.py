@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import checkpoints
+from ddpm_jax.training.step import State
+
+
+def state(step):
+    """A state with nesting, scalars and several types; incompressible, so that every byte on disk carries data."""
+    random = np.random.default_rng(step)
+    params = {
+        "params": {"Dense_0": {"kernel": random.normal(size=(40, 50)).astype(np.float32), "bias": np.zeros(3, np.float32)}}
+    }
+    return State(np.asarray(step, np.int32), params, ({"count": np.asarray(step, np.int32)}, ()), params)
+
+
+def saved(directory, steps=(4, 8), **options):
+    manager = checkpoints.open_manager(directory, **({"keep_last": 2} | options))
+    for step in steps:
+        checkpoints.save(manager, step, jax.tree.map(jnp.asarray, state(step)), {"note": step})
+    manager.wait_until_finished()
+    return manager
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_round_trip_is_exact_and_gives_numpy(tmp_path):
+    step, restored, meta = checkpoints.restore_latest(saved(tmp_path / "checkpoints"), state(0))
+    assert step == 8 and meta == {"note": 8}
+    assert_same(restored, state(8))
+    assert all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in jax.tree.leaves(restored))
+
+
+def test_a_reader_of_a_run_sees_the_same_and_writes_nothing(tmp_path):
+    saved(tmp_path / "checkpoints").close()
+    before = sorted(tmp_path.rglob("*"))
+    step, restored, _ = checkpoints.restore_latest(
+        checkpoints.open_manager(tmp_path / "checkpoints", read_only=True), jax.eval_shape(lambda: state(0))
+    )
+    assert step == 8 and sorted(tmp_path.rglob("*")) == before
+    assert_same(restored, state(8))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "notes"])
+def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, damage):
+    saved(tmp_path / "checkpoints").close()
+    if damage == "notes":
+        path = largest_file(tmp_path / "checkpoints" / "8" / "notes")
+    else:
+        path = largest_file(tmp_path / "checkpoints" / "8" / "state")
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    else:
+        content = content[: len(content) // 2]
+    path.write_bytes(content)
+
+    said = []
+    manager = checkpoints.open_manager(tmp_path / "checkpoints", 2)
+    step, restored, _ = checkpoints.restore_latest(manager, state(0), report=said.append, set_aside=True)
+    assert step == 4 and "step 8 is damaged" in said[0]
+    assert_same(restored, state(4))
+    assert (tmp_path / "damaged" / "8").is_dir()
+    checkpoints.save(manager, 8, state(8), {})
+    manager.wait_until_finished()
+    assert checkpoints.restore_latest(manager, state(0))[0] == 8
+
+
+def test_all_damaged_is_an_error(tmp_path):
+    manager = saved(tmp_path / "checkpoints", steps=(4,))
+    path = largest_file(tmp_path / "checkpoints" / "4" / "state")
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match="None of the checkpoints.*steps 4"):
+        checkpoints.restore_latest(manager, state(0), report=lambda _: None)
+
+
+def test_none_where_there_is_none(tmp_path):
+    assert checkpoints.restore_latest(checkpoints.open_manager(tmp_path / "checkpoints"), state(0)) is None
+
+
+def test_nothing_non_finite_is_saved(tmp_path):
+    manager = saved(tmp_path / "checkpoints")
+    bad = state(12)
+    bad.params["params"]["Dense_0"]["kernel"][3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"params\.params\.Dense_0\.kernel is not finite at step 12"):
+        checkpoints.save(manager, 12, bad, {})
+    manager.wait_until_finished()
+    assert manager.latest_step() == 8
+
+
+def test_the_last_and_every_mth_are_kept(tmp_path):
+    manager = saved(tmp_path / "checkpoints", steps=range(2, 14, 2), keep_last=2, keep_every=4)
+    assert sorted(manager.all_steps()) == [4, 8, 10, 12]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    manager = saved(tmp_path / "checkpoints")
+    other = state(0)
+    other.params["params"]["Dense_1"] = {"kernel": np.zeros(2, np.float32)}
+    with pytest.raises(UserError, match="another network or optimizer.*Dense_1"):
+        checkpoints.restore_latest(manager, other)
+    other = state(0)._replace(
+        ema={"params": {"Dense_0": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(3, np.float32)}}}
+    )
+    with pytest.raises(UserError, match=r"ema.*kernel.*\[40, 50\].*\[2, 2\]"):
+        checkpoints.restore_latest(manager, other)
+
+
+def test_a_half_written_checkpoint_is_ignored(tmp_path):
+    """What a kill in mid-save leaves: a folder with orbax's temporary name."""
+    saved(tmp_path / "checkpoints").close()
+    (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp-1").mkdir()
+    manager = checkpoints.open_manager(tmp_path / "checkpoints")
+    assert checkpoints.restore_latest(manager, state(0))[0] == 8

@@ -1,0 +1,88 @@
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import Diverged, UserError
+from ddpm_jax.training import checkpoints, loop, run_directory
+from ddpm_jax.training.tasks import build
+
+
+def train(config, source, workdir, devices=1):
+    run_directory.write(workdir, config, (8, 8, 1))
+    return loop.train(config, workdir, build(config, (8, 8, 1)), source, jax.devices()[:devices])
+
+
+def metrics(workdir):
+    """The logged lines without the wall clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+
+
+def test_stopping_and_continuing_changes_nothing(tiny_config, tiny_source, tmp_path, capsys):
+    """Stopped at a step that no log line falls on: parameters, averages, optimizer state and metrics are bit-equal."""
+    tiny_config.train.update(steps=10, log_every=4, checkpoint_every=3, sample_every=0)
+    whole = train(tiny_config, tiny_source, tmp_path / "whole")
+
+    tiny_config.train.steps = 6
+    train(tiny_config, tiny_source, tmp_path / "parts")
+    run_directory.append_metrics(tmp_path / "parts" / "metrics.jsonl", {"step": 8, "loss": 99.0})  # logged, then killed
+    tiny_config.train.steps = 10
+    parts = train(tiny_config, tiny_source, tmp_path / "parts")
+
+    assert "continuing from step 6" in capsys.readouterr().out
+    chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(parts))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert [line["step"] for line in metrics(tmp_path / "whole")] == [4, 8]
+
+    again = train(tiny_config, tiny_source, tmp_path / "parts")
+    assert "The run is complete: 10 steps" in capsys.readouterr().out
+    chex.assert_trees_all_equal(jax.device_get(whole), again)
+
+
+def test_metrics_are_those_of_the_steps(tiny_config, tiny_source, tmp_path):
+    """A line holds the mean over its interval: logging every step and every fourth agree."""
+    tiny_config.train.update(steps=4, log_every=1, checkpoint_every=4, sample_every=0)
+    train(tiny_config, tiny_source, tmp_path / "each")
+    tiny_config.train.log_every = 4
+    train(tiny_config, tiny_source, tmp_path / "fourth")
+    each, fourth = metrics(tmp_path / "each"), metrics(tmp_path / "fourth")
+    assert len(each) == 4 and len(fourth) == 1
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(fourth[0][name], np.mean([line[name] for line in each]), rtol=1e-6)
+    assert fourth[0]["param_norm"] == each[-1]["param_norm"]
+    np.testing.assert_allclose([line["learning_rate"] for line in each], [1e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)
+
+
+def test_divergence_stops_at_the_first_bad_step_and_keeps_the_last_good_checkpoint(tiny_config, tiny_source, tmp_path):
+    """A learning rate so large that the second loss overflows; the checkpoint before it is finite and stays."""
+    tiny_config.train.update(steps=6, log_every=6, checkpoint_every=1, sample_every=0)
+    tiny_config.optim.update(learning_rate=1e15, warmup_steps=0)
+    with pytest.raises(Diverged, match=r"step (\d+) is not finite. The checkpoint of step \d+ stays") as error:
+        train(tiny_config, tiny_source, tmp_path / "run")
+    first_bad = int(str(error.value).split("gradient of step ")[1].split()[0])
+    manager = checkpoints.open_manager(tmp_path / "run" / "checkpoints")
+    assert manager.latest_step() == first_bad - 1
+    assert not list((tmp_path / "run").glob("metrics.jsonl"))
+
+
+def test_grids_on_the_way_come_from_the_same_noise(tiny_config, tiny_source, tmp_path):
+    tiny_config.train.update(steps=3, sample_every=1, checkpoint_every=3)
+    tiny_config.optim.learning_rate = 1e-30
+    train(tiny_config, tiny_source, tmp_path / "run")
+    grids = sorted((tmp_path / "run" / "samples").glob("*.png"))
+    assert [path.name for path in grids] == ["training_00000001.png", "training_00000002.png"]
+    assert grids[0].read_bytes() == grids[1].read_bytes()
+
+
+def test_steps_per_call(tiny_config):
+    tiny_config.train.update(steps=1000, log_every=100, sample_every=0, checkpoint_every=250)
+    assert loop.steps_per_call(tiny_config, 0, "cpu") == 1
+    assert loop.steps_per_call(tiny_config, 0, "gpu") == 10
+    assert loop.steps_per_call(tiny_config, 15, "gpu") == 5
+    tiny_config.train.steps_per_call = 25
+    assert loop.steps_per_call(tiny_config, 0, "cpu") == 25
+    with pytest.raises(UserError, match="steps_per_call is 25.*start from .15.*divisor of 5"):
+        loop.steps_per_call(tiny_config, 15, "cpu")

@@ -1,0 +1,58 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import images
+from ddpm_jax.training import parallel, sampling
+from ddpm_jax.training.tasks import build
+
+
+@pytest.fixture
+def params(tiny_config):
+    """Of the tiny network, without its zeros."""
+    params = jax.jit(build(tiny_config, (8, 8, 1)).init)(jax.random.key(0))
+    return jax.tree.map(lambda x: x + 0.02, params)
+
+
+def draw(config, params, devices=1, **sampler):
+    config.sampler.update(**sampler)
+    devices = jax.devices()[:devices]
+    task = build(config, (8, 8, 1))
+    return sampling.make_draw(task, config.sampler, devices)(parallel.replicate(params, devices))
+
+
+def test_the_first_of_many_are_the_few(tiny_config, params):
+    """6 samples, the first 4 of which are the 4 of a smaller run; in batches or at once, on one device or on four."""
+    few, evaluations = draw(tiny_config, params, num_samples=4, batch_size=64)
+    assert few.shape == (4, 8, 8, 1) and evaluations == 5
+    batches, _ = draw(tiny_config, params, num_samples=6, batch_size=4)
+    spread, _ = draw(tiny_config, params, devices=4, num_samples=6, batch_size=64)
+    assert batches.shape == spread.shape == (6, 8, 8, 1)
+    np.testing.assert_allclose(batches[:4], few, atol=1e-4)
+    np.testing.assert_allclose(spread, batches, atol=1e-4)
+    other_seed, _ = draw(tiny_config, params, num_samples=4, batch_size=64, seed=1)
+    assert np.abs(other_seed - few).max() > 0.1
+
+
+def test_progress_over_batches_and_inside_them(tiny_config, params):
+    tiny_config.sampler.update(num_samples=4, batch_size=2, steps=100, name="ddim")
+    task = build(tiny_config, (8, 8, 1))
+    told = []
+    sampling.make_draw(task, tiny_config.sampler, jax.devices()[:1])(params, told.append)
+    assert told[-1] == sampling.work(tiny_config.sampler) == 200
+    assert {100, 200} <= set(told) and len(told) > 20 and told == sorted(told)
+
+
+def test_files(tiny_config, tmp_path):
+    drawn = np.linspace(-1.2, 1.2, 4 * 64).reshape(4, 8, 8, 1)
+    paths = sampling.write_samples(tmp_path, "name", drawn, {"seed": 3})
+    assert [path.name for path in paths] == ["name.png", "name.npz", "name.json"]
+    assert json.loads(paths[2].read_text()) == {"seed": 3}
+    with np.load(paths[1]) as stored:
+        assert stored["images"].dtype == np.uint8
+        np.testing.assert_array_equal(stored["images"], images.to_uint8(drawn))
+    assert Image.open(paths[0]).size[0] > 2 * 48
+    assert sampling.sample_name(tiny_config.sampler, 1000) == "step_00001000_ancestral5_seed0_n4"
