@@ -10,9 +10,9 @@ from ddpm_jax import variants
 def get_config(names: str = ""):
     config = configs.base()
     config.data.name = "digits"
-    config.network.update(channels=32, multipliers=(1, 2), blocks=2, attention=(4,))
+    config.network.update(channels=32, multipliers=(1, 2), blocks=1, attention=(4,))
     config.optim.update(learning_rate=2e-3, warmup_steps=100)
     config.ema.decay = 0.995
-    config.train.update(steps=1000, log_every=50, sample_every=500, checkpoint_every=250)
+    config.train.update(steps=700, log_every=50, sample_every=350, checkpoint_every=350)
     config.sampler.update(steps=250)
     return variants.apply(config, names)

@@ -1,5 +1,6 @@
 """From the words of the command line to a config and a run directory."""
 
+import os
 import runpy
 import traceback
 from pathlib import Path
@@ -8,121 +9,162 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ddpm_jax import config as configs
+from ddpm_jax import variants
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import run_directory
-from ddpm_jax.variants import VARIANTS
 
 FLAG_NAMES = ("--config", "--workdir", "--mode", "--debug")
+HELP = ("--help", "-help", "-h")
+
+Override = tuple[str, str | None]  # a key and its value as typed; None: no value was given
 
 
-def split(words: list[str]) -> tuple[list[str], list[list[str]], bool]:
-    """(words of flags, overrides, whether help is wanted), in any order.
+def split(words: list[str]) -> tuple[list[str], list[Override], bool]:
+    """(words for absl's flags, overrides, whether help is wanted), in any order.
 
-    An override is --config.key=value, --config.key value, or --[no]config.key for a bool, as a list of one or two words.
+    An override is --config.key=value or --config.key value; for a bool also --config.key and --noconfig.key.
     """
     others, overrides, wants_help = [], [], False
     words = list(words)
     while words:
         word = words.pop(0)
-        name = word.lstrip("-").partition("=")[0]
-        if word in ("--help", "-h", "-help"):
+        name, equals, value = word.lstrip("-").partition("=")
+        prefix, _, key = name.partition(".")
+        is_bool = key in configs.KEYS and isinstance(configs.KEYS[key].default, bool)
+        if word in HELP:
             wants_help = True
-        elif word.startswith("-") and name.startswith(("config.", "noconfig.")):
-            value = [words.pop(0)] if "=" not in word and words and not words[0].startswith("--") else []
-            overrides.append([word, *value])
+        elif word.startswith("-") and name.startswith("config."):
+            if not equals and is_bool:
+                value = "true"
+            elif not equals:
+                value = words.pop(0) if words and not words[0].startswith("--") else None
+            overrides.append((key, value))
+        elif word.startswith("-") and prefix == "noconfig" and is_bool and not equals:
+            overrides.append((key, "false"))
         else:
             others.append(word)
     return others, overrides, wants_help
 
 
-def resolve(config_spec: str, workdir: str, mode: str, overrides: list[list[str]]) -> tuple[ConfigDict, Path]:
+def parse_flags(words: list[str]) -> None:
+    """Gives absl's flags their values. Raises UserError for an unknown flag, a wrong value, or a word that belongs to none."""
+    accepted = f"The flags are {', '.join(FLAG_NAMES)}, --config.<key> and --help."
+    try:
+        rest = flags.FLAGS(["", *words])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname.partition("=")[0]
+        near = configs.nearest(f"--{name}", FLAG_NAMES) or [f"--config.{key}" for key in configs.like(name)]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"There is no flag --{name}.{hint} {accepted}") from error
+    except flags.Error as error:
+        raise UserError(f"{str(error).rstrip('.')}. {accepted}") from error
+    if rest:
+        raise UserError(f"The word {rest[0]!r} belongs to no flag. {accepted}")
+
+
+def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]) -> tuple[ConfigDict, Path]:
     """The config and the run directory that the command means. Raises UserError for whatever is wrong with it."""
     if not config_spec and not workdir:
-        raise UserError(
-            f"Nothing to do: give --config=<file> for a new run ({_configs_here()}), or --workdir=<directory> of an existing one."
-        )
-    directory = Path(workdir) if workdir else Path("runs") / default_name(config_spec)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--workdir={directory} is a file; it takes a directory.")
+        new = "" if mode == "sample" else f"--config=<file> for a new run ({_configs_here()}), or "
+        raise UserError(f"--mode={mode} of what? Give {new}--workdir=<directory> of an existing run.")
+    directory = Path(workdir).expanduser() if workdir else Path("runs") / default_name(config_spec)
+    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise UserError(f"{directory} cannot be a run directory: {nearest} is a file. Give another --workdir.")
     config = load(config_spec) if config_spec else run_directory.read(directory)[0]
-    changed = [apply_override(config, words) for words in overrides]
+    for override in overrides:
+        apply_override(config, *override)
     configs.validate(config)
-    for key in changed:
+    for key, _ in overrides:
         if not configs.applies(key, config):
             section = key.partition(".")[0]
             raise UserError(f"config.{key} does not apply to {section}.name={config[section].name}: leave it out.")
         if mode == "sample" and not key.startswith("sampler."):
             raise UserError(f"--mode=sample takes the run's config: only config.sampler keys may be given, found config.{key}.")
-    if config_spec and run_directory.exists(directory) or changed and not config_spec:
+    if mode == "sample" or run_directory.exists(directory):
         run_directory.check_agreement(directory, config)
-    if mode == "sample":
-        run_directory.read(directory)
     return config, directory
 
 
 def default_name(config_spec: str) -> str:
     """configs/mnist.py:ddim,smoke -> mnist-ddim-smoke."""
     path, _, names = config_spec.partition(":")
-    return "-".join([Path(path).stem, *(name for name in names.split(",") if name)])
+    return "-".join([Path(path).stem, *variants.split(names)])
 
 
 def load(config_spec: str) -> ConfigDict:
-    """get_config(variants) of a config file. Raises UserError where there is none or it fails."""
+    """get_config() of a config file, given the variants if there are any. Raises UserError where it is missing or fails."""
     path, _, names = config_spec.partition(":")
+    path = str(Path(path).expanduser())
     if not Path(path).is_file():
-        raise UserError(f"There is no config file {path}. {_configs_here().capitalize()}.")
+        problem = f"{path} is a folder, not a config file" if Path(path).is_dir() else f"There is no config file {path}"
+        raise UserError(f"{problem}; {_configs_here()}.")
     try:
-        config = runpy.run_path(path)["get_config"](names)
+        get_config = runpy.run_path(path).get("get_config")
+        config = get_config(*([names] if names else [])) if callable(get_config) else None
     except UserError:
         raise
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else "?")
-        raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}. --debug shows the traceback.") from error
+        line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else None)
+        where = f"{path}, line {line}" if line else path
+        raise UserError(f"{where}: {type(error).__name__}: {_message(error)}. --debug shows the traceback.") from error
     if not isinstance(config, ConfigDict):
+        found = f"it returns {type(config).__name__}" if callable(get_config) else "there is none"
         raise UserError(
-            f"get_config of {path} must return a ConfigDict (see ddpm_jax.config.base), found {type(config).__name__}."
+            f'{path} must have a function get_config(names: str = "") that returns a ConfigDict, made from '
+            f"ddpm_jax.config.base(), but {found}."
         )
     return config
 
 
-def apply_override(config: ConfigDict, words: list[str]) -> str:
-    """Sets one key from the command line, parsed as its default's type. Returns the key."""
-    key = words[0].lstrip("-").partition("=")[0].partition(".")[2]
+def apply_override(config: ConfigDict, key: str, text: str | None) -> None:
+    """Sets one key to a value as typed, parsed as its default's type. Raises UserError where key or value is wrong."""
     if key not in configs.KEYS:
         raise configs.unknown_key(key)
+    configs.check_complete(config)
+    if text is None:
+        raise UserError(f"config.{key} takes {configs.kind(key)}, found no value: write --config.{key}=<value>.")
+    if text == "" and isinstance(configs.KEYS[key].default, tuple):
+        text = "()"
     values = flags.FlagValues()
-    argv = ["", *words]
+    argv = ["", f"--config.{key}={text}"]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        rest = values(argv)[1:]
-        configs.validate(config)
+        values(argv)
     except (flags.Error, TypeError, ValueError) as error:
-        found = words[0].partition("=")[2] or " ".join(words[1:])
-        raise UserError(f"config.{key} takes {configs.kind(key)}, found {found!r}.") from error
-    if rest:
-        raise UserError(f"config.{key} takes {configs.kind(key)}, found {' '.join(words)!r}.")
-    return key
+        raise UserError(f"config.{key} takes {configs.kind(key)}, found {text!r}.") from error
+    configs.check_value(key, configs.flatten(config)[key], found=text)
 
 
-def help_text(config_spec: str, workdir: str) -> str:
+def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
     """What --help prints: the flags, configs and variants; with a config or a run, every key, its value and its choices."""
     lines = ["python -m ddpm_jax.main --config=<file>[:<variant>,...] [--config.<key>=<value> ...] [flags]", ""]
     for name in FLAG_NAMES:
         flag = flags.FLAGS[name.lstrip("-")]
         lines.append(f"  {name:<10} {flag.help}")
-    lines += ["", f"configs: {_configs_here()}", "", "variants:"]
-    lines += [f"  {name:<10} {variant.edit.__doc__.strip()} [{variant.group}]" for name, variant in VARIANTS.items()]
+    lines += ["", _configs_here(), "", "variants (of one [group] at most one):"]
+    lines += [f"  {name:<10} {entry.edit.__doc__.strip()} [{entry.group}]" for name, entry in variants.VARIANTS.items()]
     if not config_spec and not workdir:
         return "\n".join([*lines, "", "Give --config=<file> or --workdir=<run> too, to see every key with its value."])
-    config = load(config_spec) if config_spec else run_directory.read(Path(workdir))[0]
+    config = load(config_spec) if config_spec else run_directory.read(Path(workdir).expanduser())[0]
+    for override in overrides:
+        apply_override(config, *override)
+    configs.validate(config)
     lines += ["", f"keys of {config_spec or workdir}:"]
     for key, value in configs.flatten(config).items():
-        lines.append(f"  --config.{key}={value!r}".replace("'", ""))
-        lines.append(f"        {configs.KEYS[key].help}; {configs.kind(key)}")
+        typed = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        lines += [f"  --config.{key}={typed}", f"        {configs.KEYS[key].help}; {configs.kind(key)}"]
     return "\n".join(lines)
 
 
 def _configs_here() -> str:
     found = sorted(str(path) for path in Path("configs").glob("*.py"))
-    return "the configs here are " + ", ".join(found) if found else "there is no folder configs here"
+    return "the configs here are " + ", ".join(found) if found else "there is no config in the folder configs here"
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says; a KeyError, and what ml_collections makes of it, would show it quoted."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error).rstrip(".")

@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax.construct import takes
+from ddpm_jax.construct import construct, takes
 from ddpm_jax.data import SOURCES
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import WEIGHTINGS
@@ -34,12 +35,12 @@ class Key(NamedTuple):
     accepts: Iterable[str] | tuple[Callable, str] | None = None
 
 
-POSITIVE = (lambda value: value > 0, "greater than 0")
-NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+POSITIVE = (lambda value: 0 < value < 2**31, "greater than 0 and below 2^31")
+NOT_NEGATIVE = (lambda value: 0 <= value < 2**31, "at least 0 and below 2^31")
 FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
 BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
-EMBEDDABLE = (lambda value: value >= 4 and value % 2 == 0, "even and at least 4")
+EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
 
 KEYS: dict[str, Key] = {
     "task": Key("diffusion", "what is trained", TASKS),
@@ -137,6 +138,28 @@ def applies(key: str, config: ConfigDict) -> bool:
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for an unknown key, a missing key, a value of the wrong type, or one that is not accepted."""
+    check_complete(config)
+    for key, value in flatten(config).items():
+        check_value(key, value)
+    process, sampler = config.process, config.sampler
+    if process.beta_end >= 1 or process.beta_start > process.beta_end:
+        raise UserError(
+            "The betas must grow from process.beta_start to process.beta_end < 1, but these are "
+            f"{process.beta_start} and {process.beta_end}."
+        )
+    try:
+        jax.eval_shape(lambda: GRIDS[sampler.grid](construct(PROCESSES, process), sampler.steps))
+    except ValueError as error:
+        raise UserError(
+            f"config.sampler.steps={sampler.steps} does not go with config.sampler.grid={sampler.grid} and "
+            f"config.process.steps={process.steps}: {error}. Take fewer sampler.steps."
+        ) from error
+    if sampler.last == "mean" and sampler.steps < 2:
+        raise UserError("config.sampler.last=mean, the mean of the last transition, needs config.sampler.steps=2 or more.")
+
+
+def check_complete(config: ConfigDict) -> None:
+    """Raises UserError for an unknown key or a missing one."""
     flat = flatten(config)
     for key in flat:
         if key not in KEYS:
@@ -144,25 +167,20 @@ def validate(config: ConfigDict) -> None:
     for key in KEYS:
         if key not in flat:
             raise UserError(f"The config lacks {key} ({KEYS[key].help}): start it from ddpm_jax.config.base().")
-    for key, value in flat.items():
-        _validate_value(key, value)
-    process = config.process
-    if process.beta_end >= 1 or process.beta_start > process.beta_end:
-        raise UserError(
-            "The betas must grow from process.beta_start to process.beta_end < 1, but these are "
-            f"{process.beta_start} and {process.beta_end}."
-        )
 
 
-def _validate_value(key: str, value: Any) -> None:
+def check_value(key: str, value: Any, found: Any = None) -> None:
+    """Raises UserError for a value of the wrong type, or one that is not accepted. found: the value as it was typed."""
     default, _, accepts = KEYS[key]
+    found = value if found is None else found
+    wrong = UserError(f"config.{key} takes {kind(key)}, found {found!r}.{_suggestion(value, accepts)}")
     if type(value) is not type(default):
-        raise UserError(f"config.{key} takes {kind(key)}, found {value!r}.")
+        raise wrong
     elements = value if isinstance(default, tuple) else (value,)
     element_type = type(default[0]) if isinstance(default, tuple) else type(default)
     for element in elements:
         if type(element) is not element_type or (accepts is not None and not _accepted(element, accepts)):
-            raise UserError(f"config.{key} takes {kind(key)}, found {value!r}.{_suggestion(element, accepts)}")
+            raise wrong
     if key == "network.multipliers" and not value:
         raise UserError("config.network.multipliers needs at least one level, found ().")
 
@@ -178,7 +196,7 @@ def _accepted(value, accepts) -> bool:
 def _suggestion(value, accepts) -> str:
     if accepts is None or _is_rule(accepts) or not isinstance(value, str):
         return ""
-    near = difflib.get_close_matches(value, list(accepts), 1)
+    near = nearest(value, accepts)
     return f" Did you mean {near[0]}?" if near else ""
 
 
@@ -186,7 +204,7 @@ def kind(key: str) -> str:
     """The type and accepted values of a key, in words."""
     default, _, accepts = KEYS[key]
     if isinstance(default, tuple):
-        words = f"a tuple of {type(default[0]).__name__}s, as (1,2) or 1,2"
+        words = f"a tuple of {type(default[0]).__name__}s, as 1,2 or (1,2)"
         return words + (f", each {accepts[1]}" if accepts else "")
     words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[type(default)]
     if accepts is None:
@@ -194,24 +212,34 @@ def kind(key: str) -> str:
     return f"{words} {accepts[1]}" if _is_rule(accepts) else "one of " + ", ".join(accepts)
 
 
-def unknown_key(key: str) -> UserError:
-    """The error for a key that does not exist: names the nearest, or the sections that have it, or the section's keys."""
-    section, _, leaf = key.rpartition(".")
+def nearest(word: str, words: Iterable[str]) -> list[str]:
+    """The one of the words that is most like this one, or none."""
+    return difflib.get_close_matches(word.lower(), list(words), 1, cutoff=0.75)
+
+
+def like(key: str) -> list[str]:
+    """The keys that a mistyped key may mean: those of that name in any section, else the nearest."""
+    leaf = key.rpartition(".")[2]
     elsewhere = [known for known in KEYS if known.rpartition(".")[2] == leaf]
-    near = difflib.get_close_matches(key, KEYS, 1, cutoff=0.75)
-    siblings = [known for known in KEYS if known.rpartition(".")[0] == section]
-    sections = sorted({known.partition(".")[0] for known in KEYS if "." in known})
-    if any(known.startswith(key + ".") for known in KEYS):
-        hint = "It is a section: set one of its keys, " + ", ".join(k for k in KEYS if k.startswith(key + "."))
-    elif elsewhere:
-        hint = "Did you mean " + " or ".join(elsewhere) + "?"
-    elif near:
-        hint = f"Did you mean {near[0]}?"
-    elif siblings and section:
-        hint = f"The keys of {section} are " + ", ".join(known.rpartition(".")[2] for known in siblings)
+    return elsewhere or nearest(key, KEYS)
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a key that does not exist: names the sections that have it, or the nearest key, or the section's keys."""
+    key = key.strip(".")
+    inside = [known for known in KEYS if known.startswith(key + ".")]
+    siblings = [known for known in KEYS if "." in key and known.startswith(key.rpartition(".")[0] + ".")]
+    if inside:
+        hint = f"It is a section: set one of its keys, {', '.join(inside)}."
+    elif like(key):
+        hint = f"Did you mean {' or '.join(like(key))}?"
+    elif siblings:
+        section = key.rpartition(".")[0]
+        hint = f"The keys of {section} are {', '.join(known.removeprefix(section + '.') for known in siblings)}."
     else:
-        hint = "The sections are " + ", ".join(sections)
-    return UserError(f"There is no config key {key}. {hint}".rstrip("?.") + ("?" if hint.endswith("?") else "."))
+        sections = sorted({known.partition(".")[0] for known in KEYS if "." in known})
+        hint = f"The keys are {', '.join(known for known in KEYS if '.' not in known)} and those of {', '.join(sections)}."
+    return UserError(f"There is no config key {key!r}. {hint}")
 
 
 def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:

@@ -1,6 +1,7 @@
 """The command line: python -m ddpm_jax.main --config=configs/mnist.py"""
 
 import sys
+import traceback
 
 from absl import flags, logging
 
@@ -19,13 +20,10 @@ def main(argv: list[str]) -> None:
     from ddpm_jax import command
     from ddpm_jax.training import jobs
 
-    flag_tokens, overrides, wants_help = command.split(argv[1:])
-    try:
-        FLAGS([argv[0], *flag_tokens])
-    except flags.Error as error:
-        raise UserError(f"{error} The flags are {', '.join(command.FLAG_NAMES)}, --config.<key> and --help.") from error
+    flag_words, overrides, wants_help = command.split(argv[1:])
+    command.parse_flags(flag_words)
     if wants_help:
-        print(command.help_text(FLAGS.config, FLAGS.workdir))
+        print(command.help_text(FLAGS.config, FLAGS.workdir, overrides))
         return
     config, workdir = command.resolve(FLAGS.config, FLAGS.workdir, FLAGS.mode, overrides)
     jobs.JOBS[FLAGS.mode](config, workdir)
@@ -38,9 +36,9 @@ def run() -> None:
     try:
         main(sys.argv)
     except UserError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        if FLAGS["debug"].value or "--debug" in sys.argv:  # the flags may be what could not be parsed
+            traceback.print_exc()
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)

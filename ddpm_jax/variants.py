@@ -1,6 +1,5 @@
 """Variants: functions that edit a config, usable with every data set. `--config=configs/mnist.py:ddim,smoke`."""
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,9 +28,9 @@ def ddim(config: ConfigDict) -> None:
 
 def smoke(config: ConfigDict) -> None:
     """the whole job in seconds on a CPU: a tiny network, a few steps, a checkpoint, samples"""
-    config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=())
+    config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=(), heads=1)
     config.optim.update(warmup_steps=2)
-    config.train.update(steps=8, batch_size=16, log_every=2, sample_every=4, checkpoint_every=4)
+    config.train.update(steps=8, batch_size=16, steps_per_call=0, log_every=2, sample_every=4, checkpoint_every=4)
     config.sampler.update(steps=5, num_samples=4, batch_size=4)
 
 
@@ -42,21 +41,28 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def split(names: str) -> list[str]:
+    """ "ddim, smoke" -> ["ddim", "smoke"]."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def apply(config: ConfigDict, names: str) -> ConfigDict:
     """Edits the config by the comma-separated variants, left to right, `smoke` last, and validates it.
 
     Raises UserError for an unknown variant, one given twice, or two of one group.
     """
-    chosen = [name for name in names.split(",") if name]
+    chosen = split(names)
     taken: dict[str, str] = {}
     for name in chosen:
         if name not in VARIANTS:
-            near = difflib.get_close_matches(name, VARIANTS, 1)
+            near = configs.nearest(name, VARIANTS)
             raise UserError(
                 f"There is no variant {name!r}; the variants are {', '.join(VARIANTS)}."
                 + (f" Did you mean {near[0]}?" if near else "")
             )
         group = VARIANTS[name].group
+        if taken.get(group) == name:
+            raise UserError(f"The variant {name} is given twice: give it once.")
         if group in taken:
             raise UserError(f"The variants {taken[group]} and {name} both choose the {group}: give one of them.")
         taken[group] = name

@@ -1,6 +1,7 @@
 """The one scan that all fixed-grid samplers run in."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,14 @@ from ddpm_jax.diffusion.processes import Process
 from ddpm_jax.diffusion.samplers import At, Sampler
 
 LASTS = ("denoise", "mean", "stop")
+
+
+class Sampled(NamedTuple):
+    """samples [B, *shape], network evaluations per sample, and frames [frames, B, *shape] on the way (or None)."""
+
+    x: jax.Array
+    evaluations: jax.Array
+    frames: jax.Array | None = None
 
 
 def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
@@ -28,9 +37,10 @@ def sample(
     *,
     last: str = "denoise",
     x: jax.Array | None = None,
+    frames: int = 0,
     progress: Callable | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Runs the sampler down the grid. Returns (samples [B, *shape], network evaluations per sample).
+) -> Sampled:
+    """Runs the sampler down the grid.
 
     times: [N], decreasing, N - 1 transitions. keys: [B], one per sample: sample i depends on keys[i] alone, and its j-th
     normal of step i is addressed by (key, i, j), whatever the batch. x: the state at times[0]; by default prior_std times a
@@ -38,20 +48,22 @@ def sample(
 
     last says what is returned: "denoise", x0_hat at times[-1] (one more evaluation; on a table whose grid ends at 1/T this
     is the T-th step of the chain); "mean", the last transition without its noise; "stop", the state at times[-1].
+    frames: how many states to return too, evenly spaced from the start to the result; the others are never stored.
     progress: called on the host with the number of transitions done, some twenty times; it keeps the program out of the
     persistent compilation cache.
 
-    Raises ValueError for an unknown `last` and, where times are concrete, for a grid that does not decrease within [0, t_max].
+    Raises ValueError for an unknown `last`, fewer than two frames and, where times are concrete, for a grid that does not decrease within [0, t_max].
     """
-    _check(process, times, last)
+    _check(process, times, last, frames)
     n = len(times) - 1
 
     def normal(i, j):
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), shape))(keys)
 
     def body(carry, inputs):
-        x, _, memory, evaluations = carry
+        x, _, memory, evaluations, film = carry
         i, t, s = inputs
+        film = _record(film, stops, x, i)
         spent = []
 
         def counted(x, t):
@@ -63,23 +75,36 @@ def sample(
         if progress is not None:
             every = max(1, n // 20)
             jax.lax.cond((i + 1) % every == 0, lambda: jax.debug.callback(progress, i + 1), lambda: None)
-        return (x, mean, memory, evaluations + sum(spent)), None
+        return (x, mean, memory, evaluations + sum(spent), film), None
 
     if x is None:
         x = process.prior_std * normal(0, 0)
-    carry = (x, x, sampler.init(x), jnp.asarray(0))
-    (x, mean, _, evaluations), _ = jax.lax.scan(body, carry, (jnp.arange(n), times[:-1], times[1:]))
+    stops = np.rint(np.linspace(0, n, frames)).astype(int)  # the transitions before which a frame is taken; n: the end
+    film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
+    carry = (x, x, sampler.init(x), jnp.asarray(0), film)
+    (x, mean, _, evaluations, film), _ = jax.lax.scan(body, carry, (jnp.arange(n), times[:-1], times[1:]))
     if last == "mean":
-        return mean, evaluations
-    if last == "stop":
-        return x, evaluations
-    prediction = denoise(x, times[-1])
-    return prediction.x0, evaluations + prediction.evaluations
+        x = mean
+    elif last == "denoise":
+        x, _, spent = denoise(x, times[-1])
+        evaluations += spent
+    return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
 
 
-def _check(process, times, last):
+def _record(film, stops, x, i):
+    """Writes x into the film if a frame stops at transition i."""
+    if film is None:
+        return None
+    slot = jnp.searchsorted(stops, i)
+    put = lambda film: jax.lax.dynamic_update_index_in_dim(film, x, slot, 0)  # noqa: E731
+    return jax.lax.cond(jnp.asarray(stops)[slot] == i, put, lambda film: film, film)
+
+
+def _check(process, times, last, frames):
     if last not in LASTS:
         raise ValueError(f"last must be one of {', '.join(LASTS)}, found {last!r}")
+    if frames and not 2 <= frames <= len(times):
+        raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
     if last == "mean" and len(times) < 2:
         raise ValueError("last='mean' needs a transition: give a grid of at least two times")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, times))):

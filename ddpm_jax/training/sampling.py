@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import images, plots
+from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.training import parallel, run_directory
 from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import Task
@@ -35,7 +36,7 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
 
     progress = inside if sampler.steps >= PROGRESS_FROM else None
     draw_batch = parallel.over_devices(
-        partial(task.sample, progress=progress), devices, in_axes=(None, None, None, 0), out_axes=(0, None)
+        partial(task.sample, progress=progress), devices, in_axes=(None, None, None, 0), out_axes=Sampled(0, None, None)
     )
 
     def draw(params, report: Report = silent):
@@ -43,7 +44,7 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
         for first in range(0, count, batch):
             current[:] = report, first // batch * sampler.steps
             indices = parallel.split(np.arange(first, first + batch, dtype=np.int32), devices)
-            out, evaluations = draw_batch(params, task.knobs, np.uint32(sampler.seed), indices)
+            out, evaluations, _ = draw_batch(params, task.knobs, np.uint32(sampler.seed), indices)
             drawn.append(np.asarray(out).reshape(batch, *out.shape[2:]))
             jax.effects_barrier()
             report(current[1] + sampler.steps)

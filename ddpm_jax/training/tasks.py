@@ -28,8 +28,8 @@ class Task(NamedTuple):
     """A task built from a config.
 
     init(key) -> params. loss(params, batch, keys [B]) -> losses [B]: example b may depend on row b of the batch and keys[b]
-    alone. sample(params, knobs, seed, indices [B], progress) -> (images [B, H, W, C] in [-1, 1], network evaluations):
-    image i depends on seed and indices[i] alone; `knobs` are the arrays it is steered by, which never cause a recompilation.
+    alone. sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends
+    on seed and indices[i] alone; `knobs` are the arrays it is steered by, which never cause a recompilation.
     """
 
     init: Callable
@@ -66,11 +66,11 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
         apply = partial(network.apply, params, keys=addressed(DROPOUT))
         return denoising_loss(apply, process, prediction, weighting, x0, eps, t)
 
-    def draw(params, knobs, seed, indices, progress=None):
+    def draw(params, knobs, seed, indices, frames=0, progress=None):
         sampler, process, times = knobs
         denoise = clip(network_denoiser(partial(network.apply, params), process, prediction), process)
         keys = sample_keys(seed, indices)
-        return sample(sampler, denoise, process, times, keys, image_shape, last=last, progress=progress)
+        return sample(sampler, denoise, process, times, keys, image_shape, last=last, frames=frames, progress=progress)
 
     return Task(init, loss, draw, (sampler, process, times))
 

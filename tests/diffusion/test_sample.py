@@ -21,7 +21,7 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_shapes_and_types(self):
         times = uniform(PROCESS, 5)
-        x, evaluations = self.variant(lambda keys: sample(ancestral(), DENOISE, PROCESS, times, keys, (4, 4, 3)))(KEYS)
+        x, evaluations, _ = self.variant(lambda keys: sample(ancestral(), DENOISE, PROCESS, times, keys, (4, 4, 3)))(KEYS)
         chex.assert_shape(x, (6, 4, 4, 3))
         chex.assert_type(x, jnp.float32)
         assert evaluations == 5
@@ -29,15 +29,15 @@ class Variants(chex.TestCase):
 
 def test_a_sample_depends_on_its_key_alone():
     times = uniform(PROCESS, 10)
-    together, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,))
-    alone, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS[4:5], (3,))
+    together, _, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,))
+    alone, _, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS[4:5], (3,))
     chex.assert_trees_all_close(alone[0], together[4], atol=1e-6)
     assert not np.allclose(together[0], together[1])
 
 
 def test_the_start_does_not_depend_on_the_grid():
     """One grid point and last="stop" returns the start itself; other grids begin there too."""
-    start, evaluations = sample(ddim(), DENOISE, PROCESS, uniform(PROCESS, 1), KEYS, (3,), last="stop")
+    start, evaluations, _ = sample(ddim(), DENOISE, PROCESS, uniform(PROCESS, 1), KEYS, (3,), last="stop")
     assert evaluations == 0
     seen = []
 
@@ -61,7 +61,7 @@ def test_the_network_sees_each_index_once(steps):
         return x
 
     denoise = network_denoiser(apply, PROCESS, PREDICTIONS["eps"])
-    _, evaluations = sample(ddim(), denoise, PROCESS, uniform(PROCESS, steps), KEYS[:1], (1,))
+    _, evaluations, _ = sample(ddim(), denoise, PROCESS, uniform(PROCESS, steps), KEYS[:1], (1,))
     jax.effects_barrier()
     assert seen == (np.rint(np.linspace(1000, 1, steps)) - 1).tolist()
     assert evaluations == len(seen) == steps
@@ -69,12 +69,12 @@ def test_the_network_sees_each_index_once(steps):
 
 def test_lasts():
     times = uniform(PROCESS, 6)
-    stop, at_stop = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
-    mean, at_mean = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="mean")
-    x0, at_x0 = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="denoise")
+    stop, at_stop, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
+    mean, at_mean, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="mean")
+    x0, at_x0, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="denoise")
     assert (at_stop, at_mean, at_x0) == (5, 5, 6)
     chex.assert_trees_all_close(x0, DENOISE(stop, times[-1]).x0, atol=1e-6)
-    before, _ = sample(ancestral(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="stop")
+    before, _, _ = sample(ancestral(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="stop")
     at = At(times[-2], times[-1], 4, 5, lambda j: jnp.zeros((6, 3)))  # noqa: ARG005
     noise_free, *_ = ancestral().step(DENOISE, PROCESS, before, (), at)
     chex.assert_trees_all_close(mean, noise_free, atol=1e-5)
@@ -83,8 +83,8 @@ def test_lasts():
 
 def test_the_grid_may_end_at_zero():
     times = jnp.append(uniform(PROCESS, 6), 0.0)
-    x, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
-    y, _ = sample(ddim(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="denoise")
+    x, _, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
+    y, _, _ = sample(ddim(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="denoise")
     chex.assert_trees_all_close(x, y, atol=1e-6)
 
 
@@ -92,17 +92,33 @@ def test_evaluations_are_counted_not_assumed():
     def twice(x, t):
         return DENOISE(x, t)._replace(evaluations=2)
 
-    _, evaluations = sample(ddim(), twice, PROCESS, uniform(PROCESS, 6), KEYS, (3,))
+    _, evaluations, _ = sample(ddim(), twice, PROCESS, uniform(PROCESS, 6), KEYS, (3,))
     assert evaluations == 12
 
 
 def test_progress_is_told_and_changes_nothing():
     told = []
     times = uniform(PROCESS, 101)
-    x, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), progress=lambda done: told.append(int(done)))
+    x, _, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), progress=lambda done: told.append(int(done)))
     jax.effects_barrier()
     assert sorted(told) == list(range(5, 101, 5))
     chex.assert_trees_all_equal(x, sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,))[0])
+
+
+def test_frames_are_states_of_the_chain():
+    """11 grid points and 5 frames: the states before transitions 0, 2, 5, 8 (of 10) and the result; samples unchanged."""
+    times = uniform(PROCESS, 11)
+    result = jax.jit(lambda keys: sample(ancestral(), DENOISE, PROCESS, times, keys, (3,), frames=5))(KEYS)
+    chex.assert_shape(result.frames, (5, 6, 3))
+    for frame, transitions in zip(result.frames, (0, 2, 5, 8), strict=False):
+        stopped = sample(ancestral(), DENOISE, PROCESS, times[: transitions + 1], KEYS, (3,), last="stop")
+        chex.assert_trees_all_close(frame, stopped.x, atol=1e-5)
+    plain = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,))
+    chex.assert_trees_all_close(result.frames[-1], plain.x, atol=1e-5)
+    chex.assert_trees_all_close(result.x, plain.x, atol=1e-5)
+    assert plain.frames is None and result.evaluations == plain.evaluations
+    with pytest.raises(ValueError, match="frames must be 0 or from 2 to"):
+        sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), frames=12)
 
 
 @pytest.mark.parametrize("wrap, rederived", [(clipped, True), (clipped_x0, False)])

@@ -72,7 +72,7 @@ def test_samples_have_the_exact_moments(case):
     sampler, _ = CASES[case]
     times = uniform(PROCESS, 50)
     keys = sample_keys(0, jnp.arange(20_000))
-    x, _ = jax.jit(lambda keys: sample(sampler, DENOISE, PROCESS, times, keys, (1,), last="stop"))(keys)
+    x, *_ = jax.jit(lambda keys: sample(sampler, DENOISE, PROCESS, times, keys, (1,), last="stop"))(keys)
     m, c = propagate(sampler, DENOISE, PROCESS, times, jnp.zeros(1), jnp.eye(1))
     m, v = float(m[0]), float(c[0, 0])
     assert abs(x.mean() - m) < 4 * np.sqrt(v / len(x))
@@ -99,7 +99,7 @@ def test_ddim_converges_to_the_flow_at_first_order():
         times = jnp.linspace(1.0, 0.2, steps)
         start = jnp.array([[1.5]])
         keys = sample_keys(0, jnp.arange(1))
-        x, _ = sample(ddim(), DENOISE, PROCESS, times, keys, (1,), x=start, last="stop")
+        x, _, _ = sample(ddim(), DENOISE, PROCESS, times, keys, (1,), x=start, last="stop")
         exact = PROCESS.alpha(0.2) * MEAN + (start - PROCESS.alpha(1.0) * MEAN) * marginal_std(0.2) / marginal_std(1.0)
         errors.append(float(jnp.abs(x - exact)[0, 0]))
     slopes = np.diff(np.log(errors)) / np.diff(np.log([125, 250, 500]))
@@ -109,8 +109,8 @@ def test_ddim_converges_to_the_flow_at_first_order():
 def test_ddim_at_eta_one_is_the_ancestral_step():
     keys = sample_keys(3, jnp.arange(8))
     times = uniform(PROCESS, 40)
-    a, _ = sample(ddim(eta=1.0), DENOISE, PROCESS, times, keys, (2, 2, 1))
-    b, _ = sample(ancestral(variance="small"), DENOISE, PROCESS, times, keys, (2, 2, 1))
+    a, _, _ = sample(ddim(eta=1.0), DENOISE, PROCESS, times, keys, (2, 2, 1))
+    b, _, _ = sample(ancestral(variance="small"), DENOISE, PROCESS, times, keys, (2, 2, 1))
     chex.assert_trees_all_close(a, b, atol=2e-5)
 
 
