@@ -1,3 +1,10 @@
 """ddpm_jax: diffusion models in JAX and Flax, small, exact and made to be forked."""
 
 __version__ = "0.1.0"
+
+
+def load(workdir):
+    """A trained run: `run = ddpm_jax.load("runs/mnist"); images = run.sample(16)`. See `ddpm_jax.training.run.Run`."""
+    from ddpm_jax.training import run
+
+    return run.load(workdir)

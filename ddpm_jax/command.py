@@ -152,9 +152,10 @@ def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
         apply_override(config, *override)
     configs.validate(config)
     lines += ["", f"keys of {config_spec or workdir}:"]
-    for key, value in configs.flatten(config).items():
-        typed = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        lines += [f"  --config.{key}={typed}", f"        {configs.KEYS[key].help}; {configs.kind(key)}"]
+    values = configs.flatten(config)
+    for key, entry in configs.KEYS.items():
+        typed = ",".join(map(str, values[key])) if isinstance(values[key], tuple) else values[key]
+        lines += [f"  --config.{key}={typed}", f"        {entry.help}; {configs.kind(key)}"]
     return "\n".join(lines)
 
 

@@ -90,6 +90,7 @@ KEYS: dict[str, Key] = {
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
     "sampler.num_samples": Key(64, "images", POSITIVE),
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
+    "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
 }
 

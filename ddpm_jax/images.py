@@ -1,12 +1,12 @@
-"""Pixels: uint8 for storage, float32 in [-1, 1] for networks."""
+"""Pixels: uint8 for storage, float32 in [-1, 1] for networks. Points are float32 in both."""
 
 import jax.numpy as jnp
 import numpy as np
 
 
-def from_uint8(images):
-    """k / 127.5 - 1."""
-    return images.astype(jnp.float32) / 127.5 - 1
+def to_model(data):
+    """k / 127.5 - 1 for uint8; floats, which are not pixels, as they are."""
+    return data.astype(jnp.float32) / 127.5 - 1 if data.dtype == np.uint8 else data
 
 
 def to_uint8(images) -> np.ndarray:

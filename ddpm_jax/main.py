@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Runs `main`; a user's mistake becomes one paragraph and an exit code."""
-    logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save at INFO
+    logging.set_verbosity(logging.ERROR)  # orbax tells every step of a save at INFO, and its own settings at WARNING
     platform.prepare()
     try:
         main(sys.argv)

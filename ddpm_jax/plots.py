@@ -1,13 +1,25 @@
-"""Pictures."""
+"""Pictures: uint8 arrays [h, w, 3], and the files made of them.
+
+Samples are images [N, H, W, C], C = 1 or 3, or points [N, 2]; floats in [-1, 1]. A film is [frames, N, ...] of either.
+"""
 
 import math
 from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax.images import to_uint8
+
+GREY = 96  # of the lines between tiles
+
+
+def picture(samples: np.ndarray) -> np.ndarray:
+    """A grid of images, or a scatter plot of points."""
+    return scatter(samples) if samples.ndim == 2 else image_grid(to_uint8(samples))
+
 
 def image_grid(images: np.ndarray, columns: int = 0, separator: int = 1, min_tile: int = 48) -> np.ndarray:
-    """Tiles images [N, H, W, C] (uint8, C = 1 or 3) into one picture [h, w, 3], row by row, with grey lines between tiles.
+    """Tiles images [N, H, W, C] (uint8, C = 1 or 3), row by row, with grey lines between tiles.
 
     columns: 0 for the squarest grid. Tiles smaller than min_tile pixels are enlarged by a whole factor.
     """
@@ -21,17 +33,61 @@ def image_grid(images: np.ndarray, columns: int = 0, separator: int = 1, min_til
     separator *= max(1, scale // 2)
     tiles = np.broadcast_to(images, (count, height, width, 3)).repeat(scale, 1).repeat(scale, 2)
     height, width = height * scale + separator, width * scale + separator
-    grid = np.full((rows * height + separator, columns * width + separator, 3), 96, np.uint8)
+    grid = np.full((rows * height + separator, columns * width + separator, 3), GREY, np.uint8)
     for index, tile in enumerate(tiles):
         top, left = index // columns * height + separator, index % columns * width + separator
         grid[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     return grid
 
 
+def scatter(points: np.ndarray, limit: float = 1.5, side: int = 320) -> np.ndarray:
+    """Points [N, 2] in the square [-limit, limit]^2, y upwards, white to black by how many fall on a pixel."""
+    column, row = ((np.asarray(points, np.float64).T * [[1], [-1]] + limit) / (2 * limit) * side).astype(int)
+    inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+    count = np.zeros((side, side))
+    np.add.at(count, (row[inside], column[inside]), 1.0)
+    count = sum(np.roll(count, (i, j), (0, 1)) for i in (0, 1) for j in (0, 1))  # a point covers two pixels each way
+    return np.repeat((255 * 0.5**count).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def filmstrip(film: np.ndarray, rows: int = 8, columns: int = 10) -> np.ndarray:
+    """One row per image, at most `columns` of its frames from left to right; of points, one row of scatter plots."""
+    film = film[np.unique(np.rint(np.linspace(0, len(film) - 1, min(columns, len(film)))).astype(int))]
+    if film.ndim == 3:
+        return image_grid(np.stack([scatter(points, side=160) for points in film]), columns=len(film))
+    film = to_uint8(film[:, :rows])
+    return image_grid(film.swapaxes(0, 1).reshape(-1, *film.shape[2:]), columns=len(film))
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Writes a picture [h, w, 3], uint8. The file appears whole or not at all."""
+    """The file appears whole or not at all."""
     from PIL import Image
 
     temporary = path.with_suffix(".tmp")
     Image.fromarray(picture).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def save_gif(path: Path, film: np.ndarray, images: int = 16, milliseconds: int = 80, hold: int = 1500) -> None:
+    """An endless animation of the film, the last frame held; of images, the first `images`."""
+    from PIL import Image
+
+    frames = [Image.fromarray(picture(frame if frame.ndim == 2 else frame[:images])) for frame in film]
+    durations = [milliseconds] * (len(frames) - 1) + [hold]
+    temporary = path.with_suffix(".tmp")
+    frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    temporary.replace(path)
+
+
+def save_curve(path: Path, steps: list[int], losses: list[float]) -> None:
+    """The loss over the steps, the loss axis logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="black", linewidth=1)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)

@@ -7,7 +7,7 @@ from ddpm_jax import images, plots
 
 def test_pixels_round_trip_exactly():
     pixels = np.arange(256, dtype=np.uint8)
-    floats = np.asarray(images.from_uint8(pixels))
+    floats = np.asarray(images.to_model(pixels))
     assert floats[0] == -1 and floats[-1] == 1
     np.testing.assert_array_equal(images.to_uint8(floats), pixels)
     np.testing.assert_array_equal(images.to_uint8(np.array([-7.0, 7.0, -0.9999])), [0, 255, 0])

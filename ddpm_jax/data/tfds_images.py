@@ -1,19 +1,25 @@
 """Image sets through tensorflow-datasets (TFDS), with TensorFlow neither needed nor imported.
 
-A set that TFDS has prepared before, as array_record or TFRECORD, is read as it is. Otherwise it is prepared on first
-use, from the publisher's files on disk or by download, in TFDS's own layout, so that TFDS itself can read it too.
-The stock builders unpack and parse with TensorFlow; the subclass here keeps their addresses, checksums, features and
-version, and does those two steps with the standard library and NumPy. A further set is one row of `SETS`.
+A set that TFDS has prepared before, as array_record or TFRECORD, is read as it is, whichever it is. Those of `SETS` are
+else prepared on first use, from the publisher's files on disk or by download, in TFDS's own layout, so that TFDS itself
+can read it too. The stock builders unpack and parse with TensorFlow; the subclass here keeps their addresses, checksums,
+features and version, and does those two steps with the standard library and NumPy. A further set is one row of `SETS`.
+
+A set that is too large for memory is streamed: TFDS's data sources (grain's random access to array_record files) and an
+index of the records of TFRECORD files both read any example by its number.
 """
 
 import contextlib
+import difflib
 import gzip
 import io
 import json
 import math
 import os
 import re
+import shlex
 import struct
+import tarfile
 import threading
 import uuid
 import zipfile
@@ -24,10 +30,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ddpm_jax.data.source import Source
+from ddpm_jax.data import cifar
+from ddpm_jax.data.source import MEMORY_LIMIT_MB, RAW_VARIABLE, Source, Streamed, decoders, num_decoders
 from ddpm_jax.errors import UserError
 
-RAW_VARIABLE = "DDPM_JAX_RAW"  # the folder of raw files when `raw_dir` is ""
+NAME = re.compile(r"[a-z]\w*(/\w[\w.-]*)?", re.ASCII)  # a set's name, and maybe which of its configs
 PROBE_SECONDS = 4.0  # how long a server may take to answer before it counts as out of reach
 _CHUNK = 1024  # records decoded per call
 
@@ -36,45 +43,107 @@ class TfdsSet(NamedTuple):
     """How one set is prepared: the stock builder in `tfds.image_classification`, and its raw files by split.
 
     `decode(split, paths)` gives (images uint8 [N, H, W, C], labels [N]) from the split's raw files, in their order.
+    `label_names(paths)`, where the stock builder finds the labels' names in the raw files: those.
     """
 
     stock: str
     files: dict[str, tuple[str, ...]]
     decode: Callable[[str, list[Path]], tuple[np.ndarray, np.ndarray]]
+    label_names: Callable[[list[Path]], list[str]] | None = None
 
 
-def mnist(*, split: str, data_dir: str = "", raw_dir: str = "") -> Source:
+def mnist(
+    *, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB
+) -> Source | Streamed:
     """MNIST: uint8 [60000 or 10000, 28, 28, 1]. Arguments and errors as for `load`."""
-    return load("mnist", split=split, data_dir=data_dir, raw_dir=raw_dir)
+    return load("mnist", split=split, data_dir=data_dir, raw_dir=raw_dir, memory_limit_mb=memory_limit_mb)
 
 
-def fashion_mnist(*, split: str, data_dir: str = "", raw_dir: str = "") -> Source:
+def fashion_mnist(
+    *, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB
+) -> Source | Streamed:
     """Fashion-MNIST: uint8 [60000 or 10000, 28, 28, 1]. Arguments and errors as for `load`."""
-    return load("fashion_mnist", split=split, data_dir=data_dir, raw_dir=raw_dir)
+    return load("fashion_mnist", split=split, data_dir=data_dir, raw_dir=raw_dir, memory_limit_mb=memory_limit_mb)
 
 
-def load(name: str, *, split: str, data_dir: str = "", raw_dir: str = "") -> Source:
-    """One split of the set `name` of `SETS`, in TFDS's order; prepared in `data_dir` if it is not there yet.
+def cifar10(
+    *, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB
+) -> Source | Streamed:
+    """CIFAR-10: uint8 [50000 or 10000, 32, 32, 3]. Arguments and errors as for `load`."""
+    return load("cifar10", split=split, data_dir=data_dir, raw_dir=raw_dir, memory_limit_mb=memory_limit_mb)
+
+
+def other(name: str, *, split: str, data_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB) -> Source | Streamed:
+    """Any set of TFDS, as NAME or NAME/CONFIG, that is prepared in `data_dir`. Arguments and errors as for `load`."""
+    return load(name, split=split, data_dir=data_dir, memory_limit_mb=memory_limit_mb)
+
+
+def load(
+    name: str, *, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB
+) -> Source | Streamed:
+    """One split of the set `name`, in TFDS's order; a set of `SETS` is prepared in `data_dir` if it is not there yet.
+
+    The set needs a feature "image" of uint8 pixels, all of one shape. Its "label" counts where it is one of TFDS's
+    class labels, otherwise every label is 0.
 
     `data_dir`: "" is TFDS's default (TFDS_DATA_DIR or ~/tensorflow_datasets). `raw_dir`: a folder with the
     publisher's files, in it or in a subfolder `name`; "" is the environment variable DDPM_JAX_RAW, and without that
-    (or without the files there) they are downloaded.
+    (or without the files there) they are downloaded. `memory_limit_mb`: a split with more MiB of pixels than this is
+    `Streamed`.
 
-    Raises UserError for an unknown split, missing or wrong raw files, no network, a folder that cannot be written,
-    or a prepared set that cannot be read.
+    Raises UserError for an unknown set or split, one that must be prepared with TensorFlow before, missing or wrong raw
+    files, no network, a folder that cannot be written, or a prepared set that cannot be read or holds other images.
     """
     from tensorflow_datasets.core import constants
 
     root = Path(data_dir or constants.DATA_DIR).expanduser()
-    prepared = _find_prepared(root / name)
+    prepared = _find_prepared(root / name) or _find_config(name, root)
     if prepared is None:
+        if name not in SETS:
+            raise _not_prepared(name, root)
         _check_split(name, split, list(SETS[name].files))
         _prepare(name, root, raw_dir)
         prepared = _find_prepared(root / name)
         if prepared is None:
             raise UserError(f"{name} was prepared in {root / name}, but no finished version is there. Try again.")
     with _quiet():
-        return _read(name, split, *prepared)
+        return _read(name, split, *prepared, memory_limit_mb)
+
+
+def _not_prepared(name: str, root: Path) -> UserError:
+    """What to do about a set that is not there and that cannot be prepared without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.partition("/")[0] not in known:
+        near = difflib.get_close_matches(name, {*SETS, "digits", "cifar10_raw", "folder", "toy2d", *known}, 3)
+        return UserError(
+            f"There is no data set {name!r} in ddpm_jax or in tensorflow-datasets, nor is one prepared in {root / name}. "
+            + (f"Did you mean {' or '.join(near)}? " if near else "")
+            + "For your own images, take --config.data.name=folder --config.data.path=FOLDER."
+        )
+    folder = root / name
+    there = f" ({folder} exists, but holds no finished set in array_record or TFRECORD format.)" if folder.exists() else ""
+    code = (
+        f"import tensorflow_datasets as tfds; tfds.builder({json.dumps(name)}, data_dir={json.dumps(str(root))})"
+        '.download_and_prepare(file_format="array_record")'
+    )
+    return UserError(
+        f"{name} is not prepared in {root}.{there} This once needs TensorFlow, which may be in another environment: "
+        f"pip install tensorflow-cpu && python -c {shlex.quote(code)}"
+    )
+
+
+def _find_config(name: str, root: Path) -> tuple[Path, str] | None:
+    """As `_find_prepared`, of the one config of the set that is prepared. Raises UserError where there are several."""
+    if "/" in name or not (root / name).is_dir():
+        return None
+    folders = [folder for folder in sorted((root / name).iterdir()) if folder.is_dir() and not folder.is_symlink()]
+    found = {folder.name: prepared for folder in folders if (prepared := _find_prepared(folder))}
+    if len(found) > 1:
+        names = " or ".join(f"{name}/{config}" for config in found)
+        raise UserError(f"{name} is prepared in {len(found)} configs in {root}: choose one by --config.data.name={names}.")
+    return next(iter(found.values()), None)
 
 
 def _check_split(name: str, split: str, known: list[str]) -> None:
@@ -105,34 +174,121 @@ def _find_prepared(folder: Path) -> tuple[Path, str] | None:
     return max(found)[2:] if found else None
 
 
-def _read(name: str, split: str, folder: Path, form: str) -> Source:
+def _read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -> Source | Streamed:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(folder), file_format=form)
     _check_split(name, split, list(builder.info.splits))
-    features, part = builder.info.features, builder.info.splits[split]
-    num_examples, num_classes = part.num_examples, features["label"].num_classes
-    shapes = {"image": (num_examples, *features["image"].shape), "label": (num_examples,)}
-    try:
+    whole, part = builder.info.features, builder.info.splits[split]
+    features = dict(whole.items()) if isinstance(whole, tfds.features.FeaturesDict) else {}
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise UserError(f"{name} is no set of images: it needs a feature 'image' of uint8 pixels, and has {whole}.")
+    labelled = isinstance(label, tfds.features.ClassLabel) and bool(label.num_classes)
+    num_examples, num_classes = part.num_examples, label.num_classes if labelled else 1
+    shape = image.shape
+    with _reading(folder):
+        if None in shape:  # the set does not say: it must be that of the first image
+            shape = next(_examples(builder, split, form))["image"].shape
+        take = Taker(name, shape, num_classes, labelled)
+        if num_examples * math.prod(shape) > memory_limit_mb * 2**20:
+            records = builder.as_data_source(split=split) if form == "array_record" else TfrecordIndex(builder, split)
+            if len(records) != num_examples:
+                raise ValueError(f"{len(records)} of {num_examples} examples")
+            return Streamed(num_examples, shape, num_classes, Reader(records, take, folder).gather)
+
         shards = [(Path(path).name, os.path.getsize(path)) for path in part.filepaths]
         cache = folder.parent / "ddpm_jax_cache" / f"{folder.name}-{split}.npz"
         fingerprint = json.dumps(shards)
+        shapes = {"image": (num_examples, *shape), "label": (num_examples,)}
         arrays = _load_cache(cache, shapes, fingerprint)
         if arrays is None:
             arrays = {"image": np.empty(shapes["image"], np.uint8), "label": np.empty(shapes["label"], np.int32)}
             count = 0
             for example in _examples(builder, split, form):
-                arrays["image"][count], arrays["label"][count] = example["image"], example["label"]
+                arrays["image"][count], arrays["label"][count] = take(example)
                 count += 1
             if count != num_examples:
                 raise ValueError(f"{count} of {num_examples} examples")
             _save_cache(cache, arrays, fingerprint)
+    return Source(arrays, num_classes)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:  # damaged files surface as anything: OSError, protobuf, Pillow, array_record's own
         raise UserError(
             f"The prepared set in {folder} cannot be read ({type(error).__name__}: {error}). It is damaged or "
             "incomplete: delete that folder, or choose another data_dir, then try again."
         ) from error
-    return Source(arrays, num_classes)
+
+
+class Taker(NamedTuple):
+    """From TFDS's example to (image, label), checked."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_classes: int
+    labelled: bool
+
+    def __call__(self, example: dict[str, Any]) -> tuple[np.ndarray, int]:
+        image, label = example["image"], int(example["label"]) if self.labelled else 0
+        if image.shape != self.shape:
+            raise UserError(
+                f"The images of {self.name} have several shapes ({self.shape} and {image.shape}), but must have one. Write "
+                "them to PNG files and take --config.data.name=folder, which resizes them."
+            )
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f"This split of {self.name} has a label {label}, outside 0 .. {self.num_classes - 1}. Take another split."
+            )
+        return image, label
+
+
+class Reader(NamedTuple):
+    """Reads examples of a prepared set by their numbers. `records` is one of TFDS's data sources, or like them."""
+
+    records: Any
+    take: Taker
+    folder: Path
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        parts = np.array_split(np.asarray(indices), min(num_decoders(), max(1, len(indices))))
+        with _reading(self.folder):
+            groups = list(decoders().map(self.records.__getitems__, [part.tolist() for part in parts]))
+            images, labels = zip(*(self.take(example) for group in groups for example in group), strict=True)
+        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+
+class TfrecordIndex:
+    """Where each record of a split's TFRECORD files lies, so that any of them can be read alone."""
+
+    def __init__(self, builder: Any, split: str):
+        self.features = builder.info.features
+        self.paths = [Path(path) for path in builder.info.splits[split].filepaths]
+        spans = [_tfrecord_spans(path) for path in self.paths]
+        self.files = np.repeat(np.arange(len(spans)), [len(span) for span in spans])
+        self.spans = np.concatenate(spans)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
+        return [self._read(key) for key in keys]
+
+    def _read(self, key: int) -> dict[str, Any]:
+        start, length = self.spans[key].tolist()
+        path = self.paths[self.files[key]]
+        with path.open("rb") as file:
+            file.seek(start)
+            record = file.read(length)
+        if len(record) < length:
+            raise ValueError(f"{path.name} is cut short")
+        return self.features.deserialize_example_np(record)
 
 
 def _examples(builder: Any, split: str, form: str) -> Iterator[dict[str, Any]]:
@@ -146,17 +302,31 @@ def _examples(builder: Any, split: str, form: str) -> Iterator[dict[str, Any]]:
                 yield builder.info.features.deserialize_example_np(record)
 
 
-def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRECORD file: uint64 length, uint32 CRC, the bytes, uint32 CRC. The CRCs are not checked."""
+def _tfrecord_spans(path: Path) -> np.ndarray:
+    """(start, length) of the records of a TFRECORD file, int64 [N, 2].
+
+    Its form: uint64 length, uint32 CRC, the bytes, uint32 CRC, and so on. The CRCs are not checked.
+    """
+    spans, start, size = [], 0, path.stat().st_size
     with path.open("rb") as file:
-        while head := file.read(12):
-            if len(head) < 12:
+        while start < size:
+            file.seek(start)
+            head = file.read(12)
+            length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else size
+            if start + 16 + length > size:
                 raise ValueError(f"{path.name} is cut short")
-            (length,) = struct.unpack("<Q", head[:8])
-            record = file.read(length)
-            if len(record) < length or len(file.read(4)) < 4:
-                raise ValueError(f"{path.name} is cut short")
-            yield record
+            spans.append((start + 12, length))
+            start += 16 + length
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRECORD file."""
+    spans = _tfrecord_spans(path)
+    with path.open("rb") as file:
+        for start, length in spans.tolist():
+            file.seek(start)
+            yield file.read(length)
 
 
 def _load_cache(path: Path, shapes: dict[str, tuple[int, ...]], fingerprint: str) -> dict[str, np.ndarray] | None:
@@ -307,9 +477,11 @@ def _builder_class(stock: Any, row: TfdsSet, addresses: dict[str, str]) -> Any:
             def _split_generators(self, dl_manager):
                 # Not `download_and_extract`: it needs TensorFlow, and it keeps extracted files by bare file name, so
                 # that two sets with equal file names would share one's pixels.
-                paths = dl_manager.download(addresses)
+                paths = {file: Path(path) for file, path in dl_manager.download(addresses).items()}
+                if row.label_names:
+                    self.info.features["label"].names = row.label_names(list(paths.values()))
                 return {
-                    split: self._generate_examples(split, [Path(paths[file]) for file in files])
+                    split: self._generate_examples(split, [paths[file] for file in files])
                     for split, files in row.files.items()
                 }
 
@@ -318,7 +490,8 @@ def _builder_class(stock: Any, row: TfdsSet, addresses: dict[str, str]) -> Any:
                 for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                     # Pillow images, because encoding an array is done by TensorFlow. The key sets the stored order.
                     pixels = image.squeeze(-1) if image.shape[-1] == 1 else image
-                    yield i, {"image": Image.fromarray(pixels), "label": label}
+                    example = {"image": Image.fromarray(pixels), "label": label}
+                    yield i, example | ({"id": f"{split}_{i:05d}"} if "id" in self.info.features else {})
 
     return Builder
 
@@ -337,6 +510,35 @@ def _read_idx(path: Path) -> np.ndarray:
     if (zeros, kind) != (0, 8) or len(data) != 4 + 4 * axes + math.prod(shape):
         raise UserError(f"{path} is not an idx file of bytes.")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+_CIFAR_BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+
+
+def _decode_cifar(split: str, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The official archive of CIFAR-10's binary version."""
+    parts = [cifar.decode(data, f"{paths[0]}, {name}") for name, data in _members(paths[0], _CIFAR_BATCHES[split])]
+    images, labels = zip(*parts, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _cifar_label_names(paths: list[Path]) -> list[str]:
+    ((_, data),) = _members(paths[0], ["batches.meta.txt"])
+    return data.decode().split()
+
+
+def _members(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
+    """Files of the archive by their names, read without unpacking anything to disk."""
+    found = {}
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            folder, _, name = member.name.rpartition("/")
+            if folder == "cifar-10-batches-bin" and name in names and member.isfile():
+                found[name] = archive.extractfile(member).read()
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{path} lacks {', '.join(missing)}. Replace it by the official file.")
+    return [(name, found[name]) for name in names]
 
 
 @contextlib.contextmanager
@@ -366,4 +568,5 @@ _IDX_FILES = {
 SETS = {
     "mnist": TfdsSet("MNIST", _IDX_FILES, _decode_idx),
     "fashion_mnist": TfdsSet("FashionMNIST", _IDX_FILES, _decode_idx),
+    "cifar10": TfdsSet("Cifar10", {split: (_CIFAR_ARCHIVE,) for split in _CIFAR_BATCHES}, _decode_cifar, _cifar_label_names),
 }

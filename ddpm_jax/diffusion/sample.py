@@ -52,7 +52,8 @@ def sample(
     progress: called on the host with the number of transitions done, some twenty times; it keeps the program out of the
     persistent compilation cache.
 
-    Raises ValueError for an unknown `last`, fewer than two frames and, where times are concrete, for a grid that does not decrease within [0, t_max].
+    Raises ValueError for an unknown `last`, more frames than grid points and, where times are concrete, for a grid that does
+    not decrease within [0, t_max].
     """
     _check(process, times, last, frames)
     n = len(times) - 1

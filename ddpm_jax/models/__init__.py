@@ -1,4 +1,4 @@
-"""Flax networks. A network is called as network.apply(params, x [B, H, W, C], time [B], keys [B] or None) -> output like x.
+"""Flax networks. A network is called as network.apply(params, x [B, ...], time [B], keys [B] or None) -> output like x.
 
 `keys` address the randomness of dropout per example; None means evaluation.
 """
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from flax import linen as nn
 
+from ddpm_jax.models.mlp import MLP
+from ddpm_jax.models.simple_unet import SimpleUNet
 from ddpm_jax.models.unet import UNet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "simple_unet": SimpleUNet, "mlp": MLP}

@@ -1,45 +1,55 @@
 """What the command line's modes do."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax import plots
 from ddpm_jax.construct import construct
-from ddpm_jax.data import SOURCES
-from ddpm_jax.errors import UserError
-from ddpm_jax.training import checkpoints, loop, parallel, run_directory, sampling
-from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.data import SOURCES, Source
+from ddpm_jax.training import logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
-from ddpm_jax.training.step import State, init_state
+from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import Task, build
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains, or continues, or finds the run complete; then samples, if these samples are not there yet."""
+    """Trains, or continues, or finds the run complete; then samples and draws the loss, unless it was done before."""
     devices = jax.local_devices()
     parallel.check_divisible(config.train.batch_size, devices)
     source = construct(SOURCES, config.data)
     image_shape = source.arrays["image"].shape[1:]
     task = build(config, image_shape)
     run_directory.write(workdir, config, image_shape)
+    draw_forward_process(config, workdir, task, source)
     state = loop.train(config, workdir, task, source, devices)
     if not (workdir / "samples" / f"{sampling.sample_name(config.sampler, int(state.step))}.json").exists():
         draw_and_write(config, workdir, task, state)
+    lines = logs.read(workdir / "metrics.jsonl")
+    if lines:
+        plots.save_curve(workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines])
 
 
 def sample(config: ConfigDict, workdir: Path) -> None:
     """Samples from the newest checkpoint of a run."""
-    _, image_shape = run_directory.read(workdir)
-    task = build(config, image_shape)
-    manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
-    optimizer = construct(OPTIMIZERS, config.optim)
-    restored = checkpoints.restore_latest(manager, jax.eval_shape(lambda: init_state(task, optimizer, config.seed)))
-    if restored is None:
-        first = min(config.train.checkpoint_every, config.train.steps)
-        raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")
-    draw_and_write(config, workdir, task, restored[1])
+    restored = run.restore(workdir, config)
+    draw_and_write(config, workdir, restored.task, restored.state)
+
+
+def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: Source, examples: int = 8) -> None:
+    """Some examples on their way into noise, as an animation and a filmstrip."""
+    folder = workdir / "samples"
+    if config.sampler.frames < 3 or (folder / "forward_process.png").exists():
+        return
+    count = examples if source.arrays["image"].ndim == 4 else 2000
+    batch = {name: array[:count] for name, array in source.arrays.items()}
+    keys = jax.random.split(jax.random.key(config.seed), len(batch["image"]))
+    film = jax.jit(task.noised, static_argnums=2)(batch, keys, config.sampler.frames)
+    sampling.write_film(folder, "forward_process", np.asarray(film))
 
 
 def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) -> None:
@@ -47,22 +57,23 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
     devices = jax.local_devices()
     draw = sampling.make_draw(task, config.sampler, devices)
     print(f"sampling {config.sampler.num_samples} with {config.sampler.name}, {config.sampler.steps} steps", flush=True)
+    start = time.monotonic()
     with Progress(sampling.work(config.sampler), "sampling steps") as progress:
-        drawn, evaluations, seconds = sampling.timed(draw, parallel.replicate(state.ema, devices), progress)
+        drawn = draw(parallel.replicate(state.ema, devices), progress)
+    seconds = time.monotonic() - start
     facts = {
         "sampler": config.sampler.to_dict(),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
-        "network_evaluations": evaluations,
+        "network_evaluations": drawn.evaluations,
         "seconds": round(seconds, 3),
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
     name = sampling.sample_name(config.sampler, int(state.step))
     paths = sampling.write_samples(workdir / "samples", name, drawn, facts)
-    print(
-        f"{evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote "
-        + ", ".join(map(str, paths))
-    )
+    print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
+    for path in paths:
+        print(f"  {path}")
 
 
 JOBS: dict[str, Callable[[ConfigDict, Path], None]] = {"train": train, "sample": sample}

@@ -4,16 +4,19 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax import plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import Source
 from ddpm_jax.data.order import batch_indices
 from ddpm_jax.errors import Diverged, UserError
-from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
+from ddpm_jax.training import checkpoints, parallel, sampling
+from ddpm_jax.training.logs import Log
 from ddpm_jax.training.optimizers import OPTIMIZERS, learning_rate_schedule
 from ddpm_jax.training.progress import Progress, Stopwatch, duration
 from ddpm_jax.training.step import State, init_state, make_step
@@ -32,18 +35,15 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
     optimizer = construct(OPTIMIZERS, config.optim)
     learning_rate = learning_rate_schedule(config.optim.learning_rate, config.optim.warmup_steps)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
-    metrics_path = workdir / "metrics.jsonl"
 
     target = jax.eval_shape(lambda: init_state(task, optimizer, config.seed))
     restored = checkpoints.restore_latest(manager, target, set_aside=True)
     if restored is None:
         step, pending = 0, {}
         state = init_state(task, optimizer, config.seed)
-        run_directory.cut_metrics(metrics_path, 0)
     else:
         step, state, meta = restored
         pending = meta["pending"]
-        run_directory.cut_metrics(metrics_path, step)
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     print(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}", flush=True)
     if step >= c.steps:
@@ -52,6 +52,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
     if step:
         print(f"continuing from step {step}", flush=True)
 
+    log = Log(workdir, step)
     per_call = steps_per_call(config, step, devices[0].platform)
     run_step = parallel.over_devices(
         make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay),
@@ -107,9 +108,9 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
             if step % c.log_every == 0:
                 flush()
                 rate = (step - logged) / watch.seconds()
-                values = {"step": step, **summarise(pending), "learning_rate": float(learning_rate(step - 1))}
+                values = summarise(pending) | {"learning_rate": float(learning_rate(step - 1))}
                 values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
-                run_directory.append_metrics(metrics_path, values)
+                log.scalars(step, values, task.levels)
                 progress.line(
                     f"step {step}/{c.steps}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
                     f"{values['images_per_second']:.0f} images/s  {progress.time_left(step)}"
@@ -122,16 +123,27 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
                     flush()
                     checkpoints.save(manager, step, state, {"pending": pending})
                 if c.sample_every and step % c.sample_every == 0 and step < c.steps:
-                    drawn, _ = draw(state.ema)
-                    sampling.write_grid(workdir / "samples" / f"training_{step:08}.png", drawn)
+                    grid = plots.picture(draw(state.ema).x)
+                    plots.save_png(workdir / "samples" / f"training_{step:08}.png", grid)
+                    log.grid(step, grid)
     manager.wait_until_finished()
     manager.close()
+    log.close()
     return state
 
 
-def summarise(pending: dict[str, list[float]]) -> dict[str, float]:
-    """Means over the steps since the last log line; of the parameters' norm the last value."""
-    return {name: values[-1] if name == "param_norm" else float(np.mean(values)) for name, values in pending.items()}
+def summarise(pending: dict[str, list]) -> dict[str, Any]:
+    """Means over the steps since the last log line; of the parameters' norm the last value.
+
+    loss_by_level: the mean loss in each tenth of the task's levels; None where none fell in.
+    """
+    loss, count = np.sum(pending["level_loss"], 0), np.sum(pending["level_count"], 0)
+    return {
+        "loss": float(np.mean(pending["loss"])),
+        "grad_norm": float(np.mean(pending["grad_norm"])),
+        "param_norm": pending["param_norm"][-1],
+        "loss_by_level": [float(a / b) if b else None for a, b in zip(loss, count, strict=True)],
+    }
 
 
 def steps_per_call(config: ConfigDict, start: int, platform: str) -> int:

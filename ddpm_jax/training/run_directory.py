@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -76,23 +75,3 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines past a step, and a last line that a kill left unfinished."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if (logged := _step_of(line)) is not None and logged <= step]
-    write_text(path, "".join(line + "\n" for line in kept))
-
-
-def append_metrics(path: Path, values: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -1,7 +1,6 @@
 """Drawing samples from parameters and writing them down."""
 
 import json
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,8 @@ PROGRESS_FROM = 100  # grid points from which a batch reports from inside its sc
 
 
 def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
-    """A function draw(params, report) -> (images [N, H, W, C] in [-1, 1], network evaluations per sample), compiled once.
+    """A function draw(params, report) -> Sampled of NumPy arrays, compiled once: `num_samples` samples and, where
+    sampler.frames is not 0, the frames of the first batch.
 
     Sample i depends on the seed and i alone. Batches are spread over the devices; the last one is filled up with samples
     that are dropped. report: see `progress.Progress`, counts grid points over all batches.
@@ -35,21 +35,27 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
         current[0](current[1] + int(done))
 
     progress = inside if sampler.steps >= PROGRESS_FROM else None
+    frames = min(sampler.frames, sampler.steps) if min(sampler.frames, sampler.steps) > 1 else 0
     draw_batch = parallel.over_devices(
-        partial(task.sample, progress=progress), devices, in_axes=(None, None, None, 0), out_axes=Sampled(0, None, None)
+        partial(task.sample, frames=frames, progress=progress),
+        devices,
+        in_axes=(None, None, None, 0),
+        out_axes=Sampled(0, None, 0 if frames else None),
     )
 
     def draw(params, report: Report = silent):
-        drawn = []
+        drawn, film = [], None
         for first in range(0, count, batch):
             current[:] = report, first // batch * sampler.steps
             indices = parallel.split(np.arange(first, first + batch, dtype=np.int32), devices)
-            out, evaluations, _ = draw_batch(params, task.knobs, np.uint32(sampler.seed), indices)
-            drawn.append(np.asarray(out).reshape(batch, *out.shape[2:]))
+            out = draw_batch(params, task.knobs, np.uint32(sampler.seed), indices)
+            drawn.append(np.concatenate(jax.device_get(out.x)))
+            if frames and film is None:
+                film = np.concatenate(jax.device_get(out.frames), axis=1)[:, :count]
             jax.effects_barrier()
             report(current[1] + sampler.steps)
         current[0] = silent
-        return np.concatenate(drawn)[:count], int(evaluations)
+        return Sampled(np.concatenate(drawn)[:count], int(out.evaluations), film)
 
     return draw
 
@@ -59,17 +65,26 @@ def work(sampler: ConfigDict) -> int:
     return -(-sampler.num_samples // sampler.batch_size) * sampler.steps
 
 
-def write_grid(path: Path, drawn: np.ndarray) -> None:
-    """A PNG of the images in [-1, 1]."""
-    plots.save_png(path, plots.image_grid(images.to_uint8(drawn)))
+def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]) -> list[Path]:
+    """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
-
-def write_samples(folder: Path, name: str, drawn: np.ndarray, facts: dict[str, Any]) -> list[Path]:
-    """NAME.png (a grid), NAME.npz (`images`, uint8 [N, H, W, C]) and NAME.json (the facts)."""
+    Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
+    """
+    samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
-    write_grid(paths[0], drawn)
-    np.savez_compressed(paths[1], images=images.to_uint8(drawn))
+    plots.save_png(paths[0], plots.picture(drawn.x))
+    np.savez_compressed(paths[1], samples=samples)
+    if drawn.frames is not None:
+        paths += write_film(folder, f"{name}_trajectory", drawn.frames)
     run_directory.write_text(paths[2], json.dumps(facts, indent=2) + "\n")
+    return paths
+
+
+def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
+    """NAME.gif, an animation, and NAME.png, a filmstrip."""
+    paths = [folder / f"{name}.gif", folder / f"{name}.png"]
+    plots.save_gif(paths[0], film)
+    plots.save_png(paths[1], plots.filmstrip(film))
     return paths
 
 
@@ -77,10 +92,3 @@ def sample_name(sampler: ConfigDict, step: int) -> str:
     """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64."""
     detail = f"_eta{sampler.eta:g}" if sampler.name == "ddim" else ""
     return f"step_{step:08}_{sampler.name}{sampler.steps}{detail}_seed{sampler.seed}_n{sampler.num_samples}"
-
-
-def timed(draw, params, report: Report) -> tuple[np.ndarray, int, float]:
-    """(images, evaluations, seconds), compilation included."""
-    start = time.monotonic()
-    drawn, evaluations = draw(params, report)
-    return drawn, evaluations, time.monotonic() - start

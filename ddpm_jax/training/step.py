@@ -10,6 +10,7 @@ import optax
 from ddpm_jax.training.parallel import AXIS
 from ddpm_jax.training.tasks import Task
 
+LEVELS = 10
 INIT, TRAIN = range(2)  # the first part of a random number's address, after the seed
 
 
@@ -46,7 +47,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, *, seed: int,
     """The function that one device runs: step(state, data, indices) -> (state, metrics).
 
     data: {name: [N, ...]}, the whole set. indices [K, B / devices]: this device's rows of the batches of K steps. metrics: of
-    each step, [K] each. The random numbers of an example are addressed by (seed, step, its place in the global batch).
+    each step, [K] each; level_loss and level_count [K, LEVELS], the sum and the number of losses per tenth of task.levels,
+    from the first level to the last. The random numbers of an example are addressed by (seed, step, place in the global batch).
     """
 
     def one_step(state: State, data, indices):
@@ -56,12 +58,20 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, *, seed: int,
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         batch = {name: array[indices] for name, array in data.items()}
 
-        loss, gradients = jax.value_and_grad(lambda params: task.loss(params, batch, keys).mean())(state.params)
+        def mean_loss(params):
+            losses, levels = task.loss(params, batch, keys)
+            return losses.mean(), (losses, levels)
+
+        (loss, (losses, levels)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         loss, gradients = jax.lax.pmean((loss, gradients), AXIS)
+        first, last = task.levels
+        bins = jnp.clip((levels - first) / (last - first) * LEVELS, 0, LEVELS - 1).astype(int)
+        bins = jax.nn.one_hot(bins, LEVELS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decay, state.step)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.global_norm(params)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+        metrics |= jax.lax.psum({"level_loss": losses @ bins, "level_count": bins.sum(0)}, AXIS)
         return State(state.step + 1, params, opt_state, ema), metrics
 
     def step(state, data, indices):

@@ -1,4 +1,4 @@
-"""Tasks: what is trained. The loop, the checkpoints and the logs know a task by its three functions alone."""
+"""Tasks: what is trained. The loop, the checkpoints and the logs know a task by the fields of `Task` alone."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import WEIGHTINGS, denoising_loss
 from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
-from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.processes import PROCESSES, Process, add_noise
 from ddpm_jax.diffusion.sample import sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.diffusion.times import TIMES
@@ -27,15 +27,23 @@ TIME, NOISE, DROPOUT = range(3)
 class Task(NamedTuple):
     """A task built from a config.
 
-    init(key) -> params. loss(params, batch, keys [B]) -> losses [B]: example b may depend on row b of the batch and keys[b]
-    alone. sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends
-    on seed and indices[i] alone; `knobs` are the arrays it is steered by, which never cause a recompilation.
+    init(key) -> params.
+    loss(params, batch, keys [B]) -> (losses [B], levels [B]): example b may depend on row b of the batch and keys[b] alone;
+    its level says where it stands in the interval `levels`, over which the log tells losses apart.
+    sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
+    seed and indices[i] alone; `knobs` are the arrays that steer it, which never cause a recompilation.
+    noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
+    process, and denoise(params, x, t) -> Prediction, unclipped, are what plugs into the kernel.
     """
 
     init: Callable
     loss: Callable
     sample: Callable
     knobs: Any
+    levels: tuple[float, float]
+    noised: Callable
+    process: Process
+    denoise: Callable
 
 
 def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
@@ -60,11 +68,14 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
         def addressed(purpose):
             return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
-        x0 = images.from_uint8(batch["image"])
+        x0 = images.to_model(batch["image"])
         t = draw_times(process, addressed(TIME))
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
         apply = partial(network.apply, params, keys=addressed(DROPOUT))
-        return denoising_loss(apply, process, prediction, weighting, x0, eps, t)
+        return denoising_loss(apply, process, prediction, weighting, x0, eps, t), process.log_snr(t)
+
+    def denoise(params, x, t):
+        return network_denoiser(partial(network.apply, params), process, prediction)(x, t)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
         sampler, process, times = knobs
@@ -72,7 +83,14 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
         keys = sample_keys(seed, indices)
         return sample(sampler, denoise, process, times, keys, image_shape, last=last, frames=frames, progress=progress)
 
-    return Task(init, loss, draw, (sampler, process, times))
+    def noised(batch, keys, frames):
+        x0 = images.to_model(batch["image"])
+        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
+        times = jnp.linspace(process.t_min, process.t_max, frames - 1)
+        return jnp.stack([x0, *(add_noise(process, x0, eps, t) for t in times)])
+
+    levels = float(process.log_snr(process.t_max)), float(process.log_snr(process.t_min))
+    return Task(init, loss, draw, (sampler, process, times), levels, noised, process, denoise)
 
 
 TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}

@@ -55,14 +55,3 @@ def test_agreement(tmp_path):
     config.seed = 3
     with pytest.raises(UserError, match=r"seed: 0 -> 3; optim.learning_rate: 0.0002 -> 0.5.*--workdir"):
         run_directory.check_agreement(tmp_path, config)
-
-
-def test_metrics_are_cut(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    run_directory.cut_metrics(path, 5)
-    for step in (2, 4, 6, 8):
-        run_directory.append_metrics(path, {"step": step, "loss": 0.1})
-    with path.open("a") as file:
-        file.write('{"step": 1')
-    run_directory.cut_metrics(path, 6)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 6]

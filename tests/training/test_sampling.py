@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import images
+from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.training import parallel, sampling
 from ddpm_jax.training.tasks import build
 
@@ -26,14 +27,14 @@ def draw(config, params, devices=1, **sampler):
 
 def test_the_first_of_many_are_the_few(tiny_config, params):
     """6 samples, the first 4 of which are the 4 of a smaller run; in batches or at once, on one device or on four."""
-    few, evaluations = draw(tiny_config, params, num_samples=4, batch_size=64)
+    few, evaluations, _ = draw(tiny_config, params, num_samples=4, batch_size=64)
     assert few.shape == (4, 8, 8, 1) and evaluations == 5
-    batches, _ = draw(tiny_config, params, num_samples=6, batch_size=4)
-    spread, _ = draw(tiny_config, params, devices=4, num_samples=6, batch_size=64)
+    batches, _, _ = draw(tiny_config, params, num_samples=6, batch_size=4)
+    spread, _, _ = draw(tiny_config, params, devices=4, num_samples=6, batch_size=64)
     assert batches.shape == spread.shape == (6, 8, 8, 1)
     np.testing.assert_allclose(batches[:4], few, atol=1e-4)
     np.testing.assert_allclose(spread, batches, atol=1e-4)
-    other_seed, _ = draw(tiny_config, params, num_samples=4, batch_size=64, seed=1)
+    other_seed, _, _ = draw(tiny_config, params, num_samples=4, batch_size=64, seed=1)
     assert np.abs(other_seed - few).max() > 0.1
 
 
@@ -47,12 +48,20 @@ def test_progress_over_batches_and_inside_them(tiny_config, params):
 
 
 def test_files(tiny_config, tmp_path):
-    drawn = np.linspace(-1.2, 1.2, 4 * 64).reshape(4, 8, 8, 1)
-    paths = sampling.write_samples(tmp_path, "name", drawn, {"seed": 3})
-    assert [path.name for path in paths] == ["name.png", "name.npz", "name.json"]
+    film = np.linspace(-1.2, 1.2, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
+    paths = sampling.write_samples(tmp_path, "name", Sampled(film[-1], 5, film), {"seed": 3})
+    assert [path.name for path in paths] == ["name.png", "name.npz", "name.json", "name_trajectory.gif", "name_trajectory.png"]
     assert json.loads(paths[2].read_text()) == {"seed": 3}
     with np.load(paths[1]) as stored:
-        assert stored["images"].dtype == np.uint8
-        np.testing.assert_array_equal(stored["images"], images.to_uint8(drawn))
+        np.testing.assert_array_equal(stored["samples"], images.to_uint8(film[-1]))
     assert Image.open(paths[0]).size[0] > 2 * 48
+    assert Image.open(paths[3]).n_frames == 5
     assert sampling.sample_name(tiny_config.sampler, 1000) == "step_00001000_ancestral5_seed0_n4"
+
+
+def test_points_are_scattered(tmp_path):
+    points = np.random.default_rng(0).normal(size=(3, 100, 2)).astype(np.float32) / 2
+    paths = sampling.write_samples(tmp_path, "name", Sampled(points[-1], 5, points), {})
+    with np.load(paths[1]) as stored:
+        np.testing.assert_array_equal(stored["samples"], points[-1])
+    assert Image.open(paths[0]).size == (320, 320)

@@ -62,9 +62,9 @@ def test_randomness_is_addressed_by_seed_step_and_example():
         def loss(params, batch, keys):
             normals = jax.vmap(jax.random.normal)(keys)
             jax.debug.callback(lambda place, x: seen.append((int(place), np.asarray(x))), jax.lax.axis_index("device"), normals)
-            return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3))
+            return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3)), normals
 
-        task = Task(lambda _: jnp.zeros(()), loss, None, None)
+        task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None)
         optimizer = adam(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0)
         devices = jax.devices()[:devices]
         state = init_state(task, optimizer, seed)._replace(step=jnp.asarray(step))
@@ -92,10 +92,18 @@ def test_the_batch_is_gathered_by_index(tiny_config, tiny_source):
     image = tiny_source.arrays["image"]
     rows = np.array([3, 1, 4, 15])
     compiled = jax.jit(task.loss)
-    loss = compiled(params, {"image": image[rows]}, keys)
+    loss, _ = compiled(params, {"image": image[rows]}, keys)
     chex.assert_shape(loss, (4,))
-    chex.assert_trees_all_equal(loss, compiled(params, {"image": image[order][inverse[rows]]}, keys))
-    assert not np.allclose(loss, compiled(params, {"image": image[rows + 1]}, keys))
+    chex.assert_trees_all_equal(loss, compiled(params, {"image": image[order][inverse[rows]]}, keys)[0])
+    assert not np.allclose(loss, compiled(params, {"image": image[rows + 1]}, keys)[0])
+
+
+def test_losses_by_level(tiny_config, tiny_source):
+    """The tenths add up to the loss: all 16 examples of a step fall in one of them, whatever the devices."""
+    _, metrics = run_steps(tiny_config, tiny_source, 2, devices=2)
+    chex.assert_shape(metrics["level_loss"], (2, 10))
+    np.testing.assert_array_equal(metrics["level_count"].sum(1), [16, 16])
+    np.testing.assert_allclose(metrics["level_loss"].sum(1) / 16, metrics["loss"], rtol=1e-5)
 
 
 def test_ema_starts_gradually():

@@ -1,0 +1,222 @@
+"""A folder of the user's own images: PNG, JPEG and WebP, of any sizes."""
+
+import math
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ddpm_jax.data.source import MEMORY_LIMIT_MB, Source, Streamed, decoders
+from ddpm_jax.errors import UserError
+
+CHANNELS = {"auto": 0, "grey": 1, "rgb": 3}
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")  # MPO: what some cameras and phones write as .jpg
+_NAMED = 5  # files that a message names, at most
+_TRIES = 100  # files in a row that cannot be read, after which a streamed folder counts as lost
+
+
+def load(
+    *, split: str, path: str, image_size: int, channels: str = "auto", memory_limit_mb: int = MEMORY_LIMIT_MB
+) -> Source | Streamed:
+    """The images under `path`, each resized and centre-cropped to uint8 [image_size, image_size, C], by sorted paths.
+
+    All .png, .jpg, .jpeg and .webp files under `path` count, in its sub-folders too, but for hidden ones and those
+    behind links to folders. The label of an image is the place of its first sub-folder among the sorted names of those
+    that hold images; images directly in `path` have the name "." there. So without sub-folders every label is 0.
+
+    An image is turned as its EXIF orientation says, laid on white where it is transparent, and its centre square is
+    resized (bicubic, antialiased; smaller images are enlarged). Large JPEGs are decoded at a half, quarter or eighth of
+    their size where that is at least twice `image_size`. Colour profiles are not applied; of animations the first image
+    counts; 16-bit grey is rounded to 8.
+
+    `channels`: "grey" or "rgb" turns every image into that; "auto" asks that all are grey, or all colour (images with a
+    palette, and all WebPs, are colour).
+
+    Files that cannot be read are skipped and named. A set of more than `memory_limit_mb` MiB when decoded (0: every set) is
+    `Streamed`: then only the heads of the files are looked at before, and where a file cannot be decoded later, the next
+    one in the order that can be stands in its place.
+
+    Raises UserError for a folder that is missing or without images, a mixture of grey and colour, an image of more pixels
+    than Pillow's limit against decompression bombs, and for wrong arguments.
+    """
+    if split != "train":
+        raise UserError(f"A folder of images has one split, 'train', which holds all of them; found split {split!r}.")
+    if image_size < 1:
+        raise UserError(f"image_size must be at least 1; found {image_size}.")
+    if channels not in CHANNELS:
+        raise UserError(f"channels is one of {', '.join(CHANNELS)}; found {channels!r}.")
+    if not path:
+        raise UserError("No folder of images is named: pass --config.data.path=FOLDER, with PNG, JPEG or WebP files in it.")
+    root = Path(path).expanduser()
+    names = _list(root)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_open` refuses what Pillow warns of
+        names, num_channels = _look(root, names, channels)
+        labels, num_classes = _label(names)
+        shape = (image_size, image_size, num_channels)
+        classes = f" in {num_classes} classes, the sub-folders" if num_classes > 1 else ""
+        print(f"reading {len(names)} images from {root}{classes}", flush=True)
+        if len(names) * math.prod(shape) > memory_limit_mb * 2**20:
+            return Streamed(len(names), shape, num_classes, Reader(root, names, labels, shape).gather)
+
+        images = np.empty((len(names), *shape), np.uint8)
+
+        def decode(i: int) -> bool:
+            pixels = _try(_pixels, root / names[i], shape)
+            if pixels is not None:
+                images[i] = pixels
+            return pixels is not None
+
+        good = np.fromiter(decoders().map(decode, range(len(names))), bool, len(names))
+    if not good.all():
+        _tell_skipped(root, [name for name, ok in zip(names, good, strict=True) if not ok], len(names))
+        images, labels = images[good], labels[good]
+    return Source({"image": images, "label": labels}, num_classes)
+
+
+class Reader(NamedTuple):
+    """Decodes images on access: example i is the file names[i], or the next one that can be decoded."""
+
+    root: Path
+    names: list[str]
+    labels: np.ndarray
+    shape: tuple[int, int, int]
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        images, labels = zip(*decoders().map(self._example, np.asarray(indices).tolist()), strict=True)
+        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+    def _example(self, index: int) -> tuple[np.ndarray, int]:
+        for offset in range(min(_TRIES, len(self.names))):
+            i = (index + offset) % len(self.names)
+            pixels = _try(_pixels, self.root / self.names[i], self.shape)
+            if pixels is not None:
+                return pixels, int(self.labels[i])
+            if offset == 0:
+                print(f"{_shown(self.names[i])} cannot be decoded: the next image is read in its place", flush=True)
+        raise UserError(
+            f"{_shown(self.names[index])} and the files after it in {self.root} cannot be read any more. "
+            "Is the folder still there? Start the same command again to continue."
+        )
+
+
+def _list(root: Path) -> list[str]:
+    """The images' paths below the root, with "/" between folders, sorted."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"config.data.path={str(root)!r} {what}. Pass a folder with PNG, JPEG or WebP files in it.")
+    names, others = [], Counter()
+
+    def refuse(error: OSError):
+        raise UserError(f"{_shown(str(error.filename))} cannot be listed ({error.strerror}). Allow it, or move it.") from error
+
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=False):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for file in files:
+            if file.startswith("."):
+                continue
+            if file.lower().endswith(_ENDINGS):
+                names.append((Path(folder) / file).relative_to(root).as_posix())
+            else:
+                others[Path(file).suffix.lower() or "without ending"] += 1
+    if not names:
+        found = ", ".join(f"{count} {ending}" for ending, count in others.most_common(_NAMED))
+        raise UserError(
+            f"{root} holds no images: looked for {', '.join(_ENDINGS)} in it and its sub-folders"
+            + (f", found only {found}" if found else "")
+            + ". Pass another --config.data.path, or convert the images to PNG or JPEG."
+        )
+    return sorted(names)
+
+
+def _label(names: list[str]) -> tuple[np.ndarray, int]:
+    folders = [name.partition("/")[0] if "/" in name else "." for name in names]
+    numbers = {folder: i for i, folder in enumerate(sorted(set(folders)))}
+    return np.array([numbers[folder] for folder in folders], np.int32), len(numbers)
+
+
+def _look(root: Path, names: list[str], channels: str) -> tuple[list[str], int]:
+    """(the names whose heads can be read, the number of channels)."""
+    greys = list(decoders().map(lambda name: _try(_is_grey, root / name), names))
+    skipped = [name for name, grey in zip(names, greys, strict=True) if grey is None]
+    if skipped:
+        _tell_skipped(root, skipped, len(names))
+    kinds = {kind: [name for name, grey in zip(names, greys, strict=True) if grey is kind] for kind in (True, False)}
+    if channels == "auto" and kinds[True] and kinds[False]:
+        raise UserError(
+            f"{root} holds {len(kinds[True])} grey images (as {_shown(kinds[True][0])}) and {len(kinds[False])} in colour (as "
+            f"{_shown(kinds[False][0])}). Set --config.data.channels=rgb or grey to turn all of them into one kind."
+        )
+    readable = [name for name, grey in zip(names, greys, strict=True) if grey is not None]
+    return readable, CHANNELS[channels] or (1 if kinds[True] else 3)
+
+
+def _tell_skipped(root: Path, skipped: list[str], total: int) -> None:
+    """Prints what is skipped. Raises UserError where nothing is left."""
+    named = ", ".join(map(_shown, skipped[:_NAMED])) + (", ..." if len(skipped) > _NAMED else "")
+    if len(skipped) == total:
+        raise UserError(
+            f"None of the {total} images in {root} can be read ({named}): they are damaged, or not PNG, JPEG or WebP, "
+            "whatever their names say. Convert them, or pass another --config.data.path."
+        )
+    print(f"skipped {len(skipped)} of {total} files in {root} that cannot be read as images: {named}", flush=True)
+
+
+def _shown(name: str) -> str:
+    """The name as it can be printed, whatever bytes it is made of."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _try(function, path: Path, *args):
+    """function(path, *args), or None where the file cannot be read. Raises UserError for a decompression bomb."""
+    try:
+        return function(path, *args)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{_shown(str(path))} is refused: {error} It may be made to fill up the memory. Remove it, or shrink it, then "
+            "try again."
+        ) from error
+    except MemoryError:
+        raise
+    except Exception:  # damaged files surface as anything: OSError, SyntaxError, ValueError, struct.error, zlib.error
+        return None
+
+
+def _open(path: Path) -> Image.Image:
+    """The image, of which only the head is read. Pillow raises at twice its limit; here, everything above it is refused."""
+    image = Image.open(path, formats=_FORMATS)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        image.close()
+        raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels, more than the limit of {limit}.")
+    return image
+
+
+def _is_grey(path: Path) -> bool:
+    with _open(path) as image:
+        return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+
+
+def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """The image as `load` describes it, uint8 of that shape."""
+    size, _, channels = shape
+    with _open(path) as image:
+        if image.format == "JPEG":
+            scale = 2 * size / min(image.size)
+            image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("L" if channels == 1 else "RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        return np.asarray(image).reshape(shape)

@@ -1,0 +1,32 @@
+"""A residual perceptron for points."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ddpm_jax.models.layers import dropout, sinusoidal_embedding, zeros
+
+
+class MLP(nn.Module):
+    """x [B, D], time [B], keys [B] or None -> [B, D], float32.
+
+    `blocks` residual blocks of width `channels`: LayerNorm, SiLU, Dense, plus a projection of time, SiLU, dropout, Dense.
+    """
+
+    channels: int
+    blocks: int
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, time, keys=None):
+        dtype = jnp.dtype(self.dtype)
+        embedding = nn.Dense(self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
+        embedding = nn.silu(embedding)
+        h = nn.Dense(self.channels, dtype=dtype)(x.astype(dtype))
+        for layer in range(self.blocks):
+            branch = nn.Dense(self.channels, dtype=dtype)(nn.silu(nn.LayerNorm(dtype=dtype)(h)))
+            branch = nn.silu(branch + nn.Dense(self.channels, dtype=dtype)(embedding))
+            branch = dropout(branch, self.dropout, keys, layer)
+            h += nn.Dense(self.channels, dtype=dtype, kernel_init=zeros)(branch)
+        h = nn.LayerNorm(dtype=dtype)(h)
+        return nn.Dense(x.shape[-1], kernel_init=zeros)(h.astype(jnp.float32))

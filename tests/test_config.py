@@ -1,0 +1,382 @@
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ddpm_jax import config as configs
+from ddpm_jax import variants
+from ddpm_jax.construct import construct
+from ddpm_jax.data import SOURCES, Source
+from ddpm_jax.diffusion.losses import WEIGHTINGS
+from ddpm_jax.diffusion.predictions import PREDICTIONS
+from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.times import TIMES
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import NETWORKS
+from ddpm_jax.training import jobs, loop
+from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.training.tasks import TASKS, build
+
+
+def smoke(changes=()):
+    return configs.unflatten(configs.flatten(variants.apply(configs.base(), "smoke")) | dict(changes))
+
+
+# ------------------------------------------------------- every key arrives: what a task is built of
+
+def altered(constructor, **values):
+    """A constructor of the same parameters that sets some of them itself."""
+
+    @functools.wraps(constructor)
+    def other(**given):
+        return constructor(**(given | values))
+
+    return other
+
+
+def negated(process, x, t, output, *rest):
+    return PREDICTIONS["eps"].to_prediction(process, x, t, -output, *rest)
+
+
+# A second entry for tables, so that the choice can be seen where there is but one.
+SECOND = {
+    "network.name": (NETWORKS, altered(NETWORKS["unet"], blocks=2)),
+    "process.name": (PROCESSES, altered(PROCESSES["linear"], beta_end=0.03)),
+    "prediction.name": (PREDICTIONS, PREDICTIONS["eps"]._replace(to_prediction=negated)),
+    "loss.weighting": (WEIGHTINGS, lambda process, t: process.alpha(t)),
+    "times.name": (TIMES, lambda process, keys: TIMES["uniform"](process, keys) ** 2),
+}
+
+# key: (another value, which of the task's parts it changes: init, loss, sample; what both configs also set)
+TASK_KEYS = {
+    "network.name": ("second", "init loss sample", {}),
+    "network.channels": (16, "init loss sample", {}),
+    "network.multipliers": ((2, 1), "init loss sample", {}),
+    "network.blocks": (3, "init loss sample", {}),
+    "network.attention": ((8,), "init loss sample", {}),
+    "network.heads": (2, "init loss sample", {}),
+    "network.groups": (2, "loss sample", {}),
+    "network.dropout": (0.5, "loss", {}),
+    "network.dtype": ("bfloat16", "loss sample", {}),
+    "process.name": ("second", "loss sample", {}),
+    "process.steps": (900, "loss sample", {}),
+    "process.beta_start": (2e-4, "loss sample", {}),
+    "process.beta_end": (0.03, "loss sample", {}),
+    "prediction.name": ("second", "sample", {}),
+    "loss.weighting": ("second", "loss", {}),
+    "times.name": ("second", "loss", {}),
+    "sampler.name": ("ddim", "sample", {}),
+    "sampler.steps": (6, "sample", {}),
+    "sampler.grid": ("quadratic", "sample", {}),
+    "sampler.variance": ("small", "sample", {}),
+    "sampler.eta": (0.5, "sample", {"sampler.name": "ddim"}),
+    "sampler.last": ("mean", "sample", {}),
+    "sampler.clip": ("keep_eps", "sample", {"sampler.name": "ddim"}),
+}
+
+
+def computation(f, *args):
+    """What a function computes: its jaxpr, and the arrays that it has captured."""
+    closed = jax.make_jaxpr(f)(*args)
+    captured = [np.asarray(const).tolist() for const in closed.consts if not jnp.issubdtype(const.dtype, jax.dtypes.prng_key)]
+    return re.sub(r" at 0x[0-9a-f]+|<function .*?>", "", str(closed)), captured
+
+
+def parts(config):
+    task = build(config, (8, 8, 1))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8)}
+    indices = jax.ShapeDtypeStruct((2,), np.int32)
+    knobs = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(task.knobs)]
+    return {
+        "init": str(params),
+        "loss": computation(task.loss, params, batch, keys),
+        "sample": (computation(task.sample, params, task.knobs, np.uint32(0), indices), knobs),
+    }
+
+
+@functools.cache
+def unchanged_parts(given):
+    return parts(smoke(given))
+
+
+@pytest.mark.parametrize("key", TASK_KEYS)
+def test_a_key_of_the_task_arrives(key, monkeypatch):
+    """Another value changes the parts of the task that it speaks of, and no other."""
+    value, changed, given = TASK_KEYS[key]
+    old = unchanged_parts(tuple(given.items()))
+    if key in SECOND:
+        table, entry = SECOND[key]
+        monkeypatch.setitem(table, "second", entry)
+    config = smoke(given | {key: value})
+    configs.validate(config)
+    new = parts(config)
+    assert [part for part in old if old[part] != new[part]] == changed.split()
+
+
+# ------------------------------------------------------- every key arrives: the optimizer
+
+OPTIMIZER_KEYS = {
+    "optim.name": "second",
+    "optim.learning_rate": 0.5,
+    "optim.warmup_steps": 16,
+    "optim.b1": 0.5,
+    "optim.b2": 0.5,
+    "optim.eps": 1.0,
+    "optim.clip_norm": 0.5,
+}
+
+
+def updates(config):
+    """Of three steps, by gradients whose norm grows."""
+    optimizer = construct(OPTIMIZERS, config.optim)
+    state, updates = optimizer.init(jnp.zeros(2)), []
+    for scale in (1.0, 2.0, 4.0):
+        update, state = optimizer.update(scale * jnp.array([0.3, -0.6]), state)
+        updates.append(update.tolist())
+    return updates
+
+
+@pytest.mark.parametrize("key", OPTIMIZER_KEYS)
+def test_a_key_of_the_optimizer_arrives(key, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "second", altered(OPTIMIZERS["adam"], b1=0.2))
+    config = smoke({key: OPTIMIZER_KEYS[key]})
+    configs.validate(config)
+    assert updates(config) != updates(smoke())
+
+
+# ------------------------------------------------------- every key arrives: what a run does
+
+
+class Toy(nn.Module):
+    """A network of three parameters, which compiles at once."""
+
+    @nn.compact
+    def __call__(self, x, time, keys=None):
+        if keys is None:
+            SAMPLED.append(len(x))
+        w = self.param("w", nn.initializers.normal(), (3,))
+        return w[0] + w[1] * x + w[2] * jnp.cos(time)[:, None, None, None]
+
+
+SAMPLED: list[int] = []  # sizes of the batches that `Toy` was traced for without dropout: in sampling
+
+
+@pytest.fixture(scope="module")
+def run_job(tmp_path_factory):
+    """A function that runs the smoke-size job with `Toy` on made-up data, on one device, and tells what it left."""
+    calls = {}
+    tmp_path = tmp_path_factory.mktemp("runs")
+
+    def source(*, split, data_dir, raw_dir, name="made_up"):
+        calls["data"] = (name, split, data_dir, raw_dir)
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+        return Source({"image": images, "label": np.zeros(40, np.int32)}, 1)
+
+    def second_task(*args):
+        task = TASKS["diffusion"](*args)
+        return task._replace(init=lambda key: jax.tree.map(lambda leaf: leaf + 1, task.init(key)))
+
+    def spied(name, f):
+        def call(*args):
+            calls[name] = f(*args)
+            return calls[name]
+
+        return call
+
+    monkeypatch = pytest.MonkeyPatch()
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(loop, "steps_per_call", spied("steps_per_call", loop.steps_per_call))
+    monkeypatch.setattr(loop, "train", spied("state", loop.train))
+    monkeypatch.setitem(NETWORKS, "toy", Toy)
+    monkeypatch.setitem(SOURCES, "made_up", source)
+    monkeypatch.setitem(SOURCES, "second", altered(source, name="second"))
+    monkeypatch.setitem(TASKS, "second", second_task)
+
+    @functools.cache
+    def run(changes=()):
+        config = smoke({"network.name": "toy", "data.name": "made_up"} | dict(changes))
+        configs.validate(config)
+        calls.clear()
+        SAMPLED.clear()
+        workdir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        jobs.train(config, workdir)
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        (file,) = (workdir / "samples").glob("*.npz")
+        (drawn,) = np.load(file).values()
+        return {
+            "data": calls["data"],
+            "steps_per_call": calls["steps_per_call"],
+            "start": lines[0]["loss"],
+            "params": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(calls["state"].params))],
+            "ema": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(calls["state"].ema))],
+            "logged": [line["step"] for line in lines],
+            "learning_rate": [line["learning_rate"] for line in lines],
+            "checkpoints": sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()),
+            "grids": sorted(path.name for path in (workdir / "samples").glob("training_*.png")),
+            "drawn": drawn.tolist(),
+            "count": len(drawn),
+            "sampled_at_once": max(SAMPLED),
+        }
+
+    yield run
+    monkeypatch.undo()
+
+
+# What several keys at once make of an aspect of the run, each of them visibly; None: something else than before.
+RUN_KEYS = [
+    ({"task": "second"}, {"start": None}),
+    ({"seed": 4294967295}, {"start": None, "params": None}),
+    ({"ema.decay": 0.05}, {"ema": None}),
+    ({"train.batch_size": 20}, {"params": None}),
+    ({"sampler.seed": 4294967295}, {"drawn": None}),
+    (
+        {"train.steps": 10, "train.checkpoint_every": 3, "train.keep_last": 1, "train.keep_every": 6},
+        {"checkpoints": [6, 10]},  # of 3, 6, 9, 10
+    ),
+    (
+        {
+            "data.name": "second",
+            "data.split": "test",
+            "data.data_dir": "there",
+            "data.raw_dir": "raw",
+            "optim.learning_rate": 0.5,
+            "optim.warmup_steps": 16,
+            "train.steps_per_call": 2,
+            "train.log_every": 4,
+            "train.sample_every": 2,
+            "sampler.num_samples": 3,
+            "sampler.batch_size": 2,
+        },
+        {
+            "data": ("second", "test", "there", "raw"),
+            "learning_rate": [0.125, 0.25],
+            "params": None,
+            "steps_per_call": 2,
+            "logged": [4, 8],
+            "grids": ["training_00000002.png", "training_00000004.png", "training_00000006.png"],
+            "count": 3,
+            "sampled_at_once": 2,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("changes, aspects", RUN_KEYS, ids=[next(iter(changes)) for changes, _ in RUN_KEYS])
+def test_a_key_of_the_run_arrives(changes, aspects, run_job):
+    old, new = run_job(), run_job(tuple(changes.items()))
+    for aspect, expected in aspects.items():
+        assert old[aspect] != new[aspect], aspect
+        assert expected is None or new[aspect] == expected
+
+
+def test_the_same_config_leaves_the_same_run(run_job):
+    """Without which the tests above could not fail."""
+    assert run_job.__wrapped__() == run_job()
+    assert parts(smoke()) == parts(smoke())
+    assert updates(smoke()) == updates(smoke())
+
+
+OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
+OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
+
+
+def test_every_key_is_in_one_of_the_tables():
+    assert set(OTHER) == set(configs.KEYS)
+
+
+# ------------------------------------------------------- the table of keys, and the validator
+
+
+@pytest.mark.parametrize("key", configs.KEYS)
+def test_a_key_accepts_its_default_and_refuses_other_types(key):
+    default = configs.KEYS[key].default
+    assert type(default) in (int, float, bool, str, tuple) and configs.KEYS[key].help
+    configs.check_value(key, default)
+    for wrong in (None, [1], {}, 1 if isinstance(default, str) else "word", True, (object(),), (None,)):
+        with pytest.raises(UserError, match=rf"config.{key} takes .*, found "):
+            configs.check_value(key, wrong)
+
+
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if isinstance(entry.default, float)])
+def test_floats_are_finite(key):
+    for wrong in (float("nan"), float("inf"), -float("inf"), 1):
+        with pytest.raises(UserError):
+            configs.check_value(key, wrong)
+
+
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if isinstance(entry.default, int)])
+def test_ints_are_in_range(key):
+    for wrong in (-1, 2**40, 1.0):
+        with pytest.raises(UserError):
+            configs.check_value(key, wrong)
+
+
+ENDS = {"ema.decay": 0.0, "sampler.eta": 1.0, "optim.clip_norm": 0.0, "seed": 2**32 - 1, "network.channels": 4}
+BEYOND = {"ema.decay": 1.0, "sampler.eta": 1.01, "optim.eps": 0.0, "train.steps": 0, "seed": 2**32, "network.channels": 2}
+
+
+def test_ends_of_the_ranges():
+    for key, value in ENDS.items():
+        configs.check_value(key, value)
+    for key, value in BEYOND.items():
+        with pytest.raises(UserError):
+            configs.check_value(key, value)
+
+
+def test_flatten_and_unflatten():
+    flat = {key: entry.default for key, entry in configs.KEYS.items()}
+    assert configs.flatten(configs.base()) == flat
+    assert configs.unflatten({"a.b": [1, 2], "c": 3}).to_dict() == {"a": {"b": (1, 2)}, "c": 3}
+    assert configs.flatten(configs.unflatten(json.loads(json.dumps(flat)))) == flat
+
+
+def test_each_base_is_a_new_one():
+    configs.base().train.steps = 1
+    assert configs.base().train.steps == configs.KEYS["train.steps"].default
+
+
+def test_a_key_applies_where_the_choice_takes_it():
+    config = configs.base()
+    assert configs.applies("sampler.variance", config) and not configs.applies("sampler.eta", config)
+    config.sampler.name = "ddim"
+    assert configs.applies("sampler.eta", config) and not configs.applies("sampler.variance", config)
+    assert all(configs.applies(key, config) for key in ("sampler.steps", "train.steps", "seed"))
+    assert not configs.applies("data.raw_dir", config) and configs.applies("data.split", config)
+    config.data.name = "mnist"
+    assert configs.applies("data.raw_dir", config)
+
+
+# What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
+FIXED = {
+    "task", "seed", "data.name", "data.split", "process.name", "process.steps", "process.beta_start", "process.beta_end",
+    "prediction.name", "loss.weighting", "times.name", "ema.decay", "train.batch_size",
+    *(key for key in configs.KEYS if key.startswith(("network.", "optim."))),
+}  # fmt: skip
+FREE = {
+    "data.data_dir", "data.raw_dir", "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every",
+    "train.checkpoint_every", "train.keep_last", "train.keep_every",
+    *(key for key in configs.KEYS if key.startswith("sampler.")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", configs.KEYS)
+def test_what_may_change_when_a_run_is_continued(key):
+    value = OTHER[key]
+    changed = configs.unflatten(configs.flatten(configs.base()) | {key: value})
+    default = configs.KEYS[key].default
+    assert configs.differences(configs.base(), changed) == ([f"{key}: {default!r} -> {value!r}"] if key in FIXED else [])
+    assert (key in FIXED) != (key in FREE)
+
+
+def test_all_the_differences_are_told():
+    changed = smoke({"optim.b1": 0.5, "seed": 1})
+    assert configs.differences(smoke(), changed) == ["seed: 0 -> 1", "optim.b1: 0.9 -> 0.5"]
+    assert configs.differences(smoke(), smoke()) == []

@@ -1,0 +1,50 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax.diffusion.grids import uniform
+from ddpm_jax.diffusion.sample import sample, sample_keys
+from ddpm_jax.diffusion.samplers import ddim
+from ddpm_jax.diffusion.transforms import clipped
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import loop, run_directory
+from ddpm_jax.training.tasks import build
+
+
+@pytest.fixture
+def workdir(tiny_config, tiny_source, tmp_path):
+    run_directory.write(tmp_path / "run", tiny_config, (8, 8, 1))
+    loop.train(tiny_config, tmp_path / "run", build(tiny_config, (8, 8, 1)), tiny_source, jax.devices()[:1])
+    return tmp_path / "run"
+
+
+def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
+    """run.sample is the kernel's sample with run.denoise, run.process and the run's clipping; frames end in the samples."""
+    run = ddpm_jax.load(workdir)
+    assert run.state.step == 8 and run.config.train.steps == 8
+    images = run.sample(4, name="ddim", steps=6, eta=0.5, seed=3)
+    assert images.shape == (4, 8, 8, 1) and images.dtype == np.float32
+
+    times = uniform(run.process, 6)
+    denoise = clipped(run.denoise, run.process)
+    by_hand = sample(ddim(eta=0.5), denoise, run.process, times, sample_keys(3, jnp.arange(4)), (8, 8, 1))
+    np.testing.assert_allclose(images, by_hand.x, atol=1e-4)
+
+    film = run.trajectory(4, frames=5, name="ddim", steps=6, eta=0.5, seed=3)
+    chex.assert_shape(film, (5, 4, 8, 8, 1))
+    np.testing.assert_allclose(film[-1], images, atol=1e-4)
+    chex.assert_trees_all_equal(run.params, run.state.ema)
+    assert run.config.sampler.name == "ancestral"
+
+
+def test_mistakes(workdir, tmp_path):
+    run = ddpm_jax.load(workdir)
+    with pytest.raises(UserError, match="sampler.nmae"):
+        run.sample(4, nmae="ddim")
+    with pytest.raises(UserError, match="sampler.name takes one of.*ddim"):
+        run.sample(4, name="ddmi")
+    with pytest.raises(UserError, match="There is no run in"):
+        ddpm_jax.load(tmp_path / "nowhere")
