@@ -45,7 +45,7 @@ EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even
 KEYS: dict[str, Key] = {
     "task": Key("diffusion", "what is trained", TASKS),
     "seed": Key(0, "of parameters, batches, training noise", SEED),
-    "data.name": Key("digits", "the data set", SOURCES),
+    "data.name": Key("digits", "the data set; any other name: that set of tensorflow-datasets", SOURCES),
     "data.split": Key("train", "the part of it that is trained on"),
     "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets"),
     "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW"),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax import variants
@@ -28,6 +29,7 @@ def smoke(changes=()):
 
 
 # ------------------------------------------------------- every key arrives: what a task is built of
+
 
 def altered(constructor, **values):
     """A constructor of the same parameters that sets some of them itself."""
@@ -122,6 +124,7 @@ def test_a_key_of_the_task_arrives(key, monkeypatch):
 
 # ------------------------------------------------------- every key arrives: the optimizer
 
+
 OPTIMIZER_KEYS = {
     "optim.name": "second",
     "optim.learning_rate": 0.5,
@@ -168,6 +171,11 @@ class Toy(nn.Module):
 SAMPLED: list[int] = []  # sizes of the batches that `Toy` was traced for without dropout: in sampling
 
 
+def frames(path):
+    with Image.open(path) as film:
+        return film.n_frames
+
+
 @pytest.fixture(scope="module")
 def run_job(tmp_path_factory):
     """A function that runs the smoke-size job with `Toy` on made-up data, on one device, and tells what it left."""
@@ -202,14 +210,15 @@ def run_job(tmp_path_factory):
 
     @functools.cache
     def run(changes=()):
-        config = smoke({"network.name": "toy", "data.name": "made_up"} | dict(changes))
+        config = smoke({"network.name": "toy", "data.name": "made_up", "sampler.frames": 0} | dict(changes))
         configs.validate(config)
         calls.clear()
         SAMPLED.clear()
         workdir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         jobs.train(config, workdir)
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        (file,) = (workdir / "samples").glob("*.npz")
+        folder = workdir / "samples"
+        (file,) = folder.glob("*.npz")
         (drawn,) = np.load(file).values()
         return {
             "data": calls["data"],
@@ -220,9 +229,10 @@ def run_job(tmp_path_factory):
             "logged": [line["step"] for line in lines],
             "learning_rate": [line["learning_rate"] for line in lines],
             "checkpoints": sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()),
-            "grids": sorted(path.name for path in (workdir / "samples").glob("training_*.png")),
+            "grids": sorted(path.name for path in folder.glob("training_*.png")),
             "drawn": drawn.tolist(),
             "count": len(drawn),
+            "frames": {path.stem.removeprefix(file.stem): frames(path) for path in folder.glob("*.gif")},
             "sampled_at_once": max(SAMPLED),
         }
 
@@ -254,6 +264,7 @@ RUN_KEYS = [
             "train.sample_every": 2,
             "sampler.num_samples": 3,
             "sampler.batch_size": 2,
+            "sampler.frames": 4,
         },
         {
             "data": ("second", "test", "there", "raw"),
@@ -264,6 +275,7 @@ RUN_KEYS = [
             "grids": ["training_00000002.png", "training_00000004.png", "training_00000006.png"],
             "count": 3,
             "sampled_at_once": 2,
+            "frames": {"forward_process": 4, "_trajectory": 4},
         },
     ),
 ]

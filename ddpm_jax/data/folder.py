@@ -15,7 +15,7 @@ from ddpm_jax.errors import UserError
 
 CHANNELS = {"auto": 0, "grey": 1, "rgb": 3}
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")  # MPO: what some cameras and phones write as .jpg
+_FORMATS = ("PNG", "JPEG", "WEBP")
 _NAMED = 5  # files that a message names, at most
 _TRIES = 100  # files in a row that cannot be read, after which a streamed folder counts as lost
 
@@ -55,8 +55,7 @@ def load(
     root = Path(path).expanduser()
     names = _list(root)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_open` refuses what Pillow warns of
+        warnings.filterwarnings("ignore", module="PIL")  # `_open` refuses the sizes that Pillow only warns of
         names, num_channels = _look(root, names, channels)
         labels, num_classes = _label(names)
         shape = (image_size, image_size, num_channels)
@@ -67,15 +66,16 @@ def load(
 
         images = np.empty((len(names), *shape), np.uint8)
 
-        def decode(i: int) -> bool:
+        def decode(i: int) -> Failure | None:
             pixels = _try(_pixels, root / names[i], shape)
-            if pixels is not None:
-                images[i] = pixels
-            return pixels is not None
+            if isinstance(pixels, Failure):
+                return pixels
+            images[i] = pixels
 
-        good = np.fromiter(decoders().map(decode, range(len(names))), bool, len(names))
-    if not good.all():
-        _tell_skipped(root, [name for name, ok in zip(names, good, strict=True) if not ok], len(names))
+        failures = list(decoders().map(decode, range(len(names))))
+    if any(failures):
+        _tell_skipped(root, names, failures)
+        good = np.array([failure is None for failure in failures])
         images, labels = images[good], labels[good]
     return Source({"image": images, "label": labels}, num_classes)
 
@@ -96,10 +96,11 @@ class Reader(NamedTuple):
         for offset in range(min(_TRIES, len(self.names))):
             i = (index + offset) % len(self.names)
             pixels = _try(_pixels, self.root / self.names[i], self.shape)
-            if pixels is not None:
+            if not isinstance(pixels, Failure):
                 return pixels, int(self.labels[i])
             if offset == 0:
-                print(f"{_shown(self.names[i])} cannot be decoded: the next image is read in its place", flush=True)
+                name = _shown(self.names[i])
+                print(f"{name} cannot be decoded ({pixels.reason}): the next image is read in its place", flush=True)
         raise UserError(
             f"{_shown(self.names[index])} and the files after it in {self.root} cannot be read any more. "
             "Is the folder still there? Start the same command again to continue."
@@ -144,28 +145,35 @@ def _label(names: list[str]) -> tuple[np.ndarray, int]:
 def _look(root: Path, names: list[str], channels: str) -> tuple[list[str], int]:
     """(the names whose heads can be read, the number of channels)."""
     greys = list(decoders().map(lambda name: _try(_is_grey, root / name), names))
-    skipped = [name for name, grey in zip(names, greys, strict=True) if grey is None]
-    if skipped:
-        _tell_skipped(root, skipped, len(names))
+    failures = [grey if isinstance(grey, Failure) else None for grey in greys]
+    if any(failures):
+        _tell_skipped(root, names, failures)
     kinds = {kind: [name for name, grey in zip(names, greys, strict=True) if grey is kind] for kind in (True, False)}
     if channels == "auto" and kinds[True] and kinds[False]:
         raise UserError(
             f"{root} holds {len(kinds[True])} grey images (as {_shown(kinds[True][0])}) and {len(kinds[False])} in colour (as "
             f"{_shown(kinds[False][0])}). Set --config.data.channels=rgb or grey to turn all of them into one kind."
         )
-    readable = [name for name, grey in zip(names, greys, strict=True) if grey is not None]
+    readable = [name for name, failure in zip(names, failures, strict=True) if failure is None]
     return readable, CHANNELS[channels] or (1 if kinds[True] else 3)
 
 
-def _tell_skipped(root: Path, skipped: list[str], total: int) -> None:
+class Failure(NamedTuple):
+    """Why a file cannot be read."""
+
+    reason: str
+
+
+def _tell_skipped(root: Path, names: list[str], failures: list[Failure | None]) -> None:
     """Prints what is skipped. Raises UserError where nothing is left."""
-    named = ", ".join(map(_shown, skipped[:_NAMED])) + (", ..." if len(skipped) > _NAMED else "")
-    if len(skipped) == total:
+    skipped = [f"{_shown(name)} ({failure.reason})" for name, failure in zip(names, failures, strict=True) if failure]
+    told = ", ".join(skipped[:_NAMED]) + (", ..." if len(skipped) > _NAMED else "")
+    if len(skipped) == len(names):
         raise UserError(
-            f"None of the {total} images in {root} can be read ({named}): they are damaged, or not PNG, JPEG or WebP, "
+            f"None of the {len(names)} images in {root} can be read: {told}. They are damaged, or not PNG, JPEG or WebP, "
             "whatever their names say. Convert them, or pass another --config.data.path."
         )
-    print(f"skipped {len(skipped)} of {total} files in {root} that cannot be read as images: {named}", flush=True)
+    print(f"skipped {len(skipped)} of {len(names)} files in {root} that cannot be read as images: {told}", flush=True)
 
 
 def _shown(name: str) -> str:
@@ -174,7 +182,7 @@ def _shown(name: str) -> str:
 
 
 def _try(function, path: Path, *args):
-    """function(path, *args), or None where the file cannot be read. Raises UserError for a decompression bomb."""
+    """function(path, *args), or a `Failure`. Raises UserError for a decompression bomb."""
     try:
         return function(path, *args)
     except Image.DecompressionBombError as error:
@@ -184,8 +192,10 @@ def _try(function, path: Path, *args):
         ) from error
     except MemoryError:
         raise
-    except Exception:  # damaged files surface as anything: OSError, SyntaxError, ValueError, struct.error, zlib.error
-        return None
+    except Image.UnidentifiedImageError:
+        return Failure("no PNG, JPEG or WebP")
+    except Exception as error:  # damaged files surface as anything: OSError, SyntaxError, ValueError, zlib.error
+        return Failure(str(getattr(error, "strerror", None) or error or type(error).__name__))
 
 
 def _open(path: Path) -> Image.Image:

@@ -182,8 +182,9 @@ def _read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) 
     whole, part = builder.info.features, builder.info.splits[split]
     features = dict(whole.items()) if isinstance(whole, tfds.features.FeaturesDict) else {}
     image, label = features.get("image"), features.get("label")
+    told = " ".join(str(whole).split())
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise UserError(f"{name} is no set of images: it needs a feature 'image' of uint8 pixels, and has {whole}.")
+        raise UserError(f"{name} is no set of images: it needs a feature 'image' of uint8 pixels, and has {told}.")
     labelled = isinstance(label, tfds.features.ClassLabel) and bool(label.num_classes)
     num_examples, num_classes = part.num_examples, label.num_classes if labelled else 1
     shape = image.shape

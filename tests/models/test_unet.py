@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import dropout, sinusoidal_embedding
-from ddpm_jax.models.unet import UNet, check_image_size
+from ddpm_jax.models.unet import UNet, check_image_size, double, halve
 
 TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, groups=4, dropout=0.0, dtype="float32")
 
@@ -126,3 +128,40 @@ def test_dropout_acts_in_the_network_only_with_keys():
     with_keys = apply(params, x, time, keys)
     assert not np.allclose(with_keys, without)
     assert not np.allclose(with_keys[0], with_keys[1])
+
+
+ADM = TINY | dict(scale_shift_norm=True, residual_resample=True, head_channels=4, attention=(8, 4))
+
+
+def test_adm_at_64_pixels_has_its_296_million_parameters():
+    """Dhariwal & Nichol 2021, table 4, less what is not here: the embedding of 1000 classes (768,000) and three of the six
+    output channels (5,187)."""
+    network = UNet(
+        channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), heads=1, groups=32, dropout=0.1,
+        dtype="float32", scale_shift_norm=True, residual_resample=True, head_channels=64,
+    )  # fmt: skip
+    params = jax.eval_shape(lambda: init(network, (64, 64, 3)))
+    assert round((sum(leaf.size for leaf in jax.tree.leaves(params)) + 768_000 + 5_187) / 1e6) == 296
+
+
+def test_adm_options_act():
+    """Each option changes the parameters; together they make a network that runs, and starts at zero."""
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+    network = UNet(**ADM)
+    chex.assert_trees_all_equal(jax.jit(network.apply)(init(network, (8, 8, 3)), x, jnp.zeros(1)), jnp.zeros_like(x))
+    changes = ({}, dict(scale_shift_norm=True), dict(residual_resample=True), dict(head_channels=4))
+    networks = [UNet(**TINY | change) for change in changes]
+    shapes = [jax.tree.map(jnp.shape, jax.eval_shape(partial(init, network, (8, 8, 3)))) for network in networks]
+    assert all(a != b for i, a in enumerate(shapes) for b in shapes[:i])
+
+
+def test_resampling():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    chex.assert_trees_all_equal(halve(x)[0, :, :, 0], jnp.array([[2.5, 4.5], [10.5, 12.5]]))
+    chex.assert_trees_all_equal(double(x), jax.image.resize(x, (1, 8, 8, 1), "nearest"))
+    chex.assert_trees_all_equal(halve(double(x)), x)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="Attention on 16 channels.*heads=3"):
+        jax.eval_shape(lambda: init(UNet(**TINY | dict(heads=3)), (8, 8, 1)))
