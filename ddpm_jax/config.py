@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax.construct import construct, takes
-from ddpm_jax.data import SOURCES
+from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import WEIGHTINGS
 from ddpm_jax.diffusion.posterior import VARIANCES
@@ -49,6 +49,14 @@ KEYS: dict[str, Key] = {
     "data.split": Key("train", "the part of it that is trained on"),
     "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets"),
     "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW"),
+    "data.memory_limit_mb": Key(2048, "MiB of decoded images above which a set is read as needed; 0: always", NOT_NEGATIVE),
+    "data.path": Key("", "folder: the images, sub-folders as labels"),
+    "data.image_size": Key(64, "folder: height and width after resizing and centre-cropping", POSITIVE),
+    "data.channels": Key("auto", "folder: of all images; auto: they must be of one kind", ("auto", "grey", "rgb")),
+    "data.pattern": Key("moons", "toy2d: the distribution", toy2d.PATTERNS),
+    "data.num_examples": Key(50_000, "toy2d: how many points", POSITIVE),
+    "data.seed": Key(0, "toy2d: of the points", SEED),
+    "data.flip": Key(False, "mirror images left to right at random"),
     "network.name": Key("unet", "the architecture", NETWORKS),
     "network.channels": Key(128, "channels of the first level", EMBEDDABLE),
     "network.multipliers": Key((1, 2, 2, 2), "channels of each level, in multiples of the first", POSITIVE),
@@ -57,6 +65,9 @@ KEYS: dict[str, Key] = {
     "network.heads": Key(1, "attention heads", POSITIVE),
     "network.groups": Key(32, "groups of GroupNorm, at most", POSITIVE),
     "network.dropout": Key(0.0, "dropout rate in training", BELOW_ONE),
+    "network.scale_shift_norm": Key(False, "unet: time scales and shifts the normalised features instead of adding to them"),
+    "network.residual_resample": Key(False, "unet: residual blocks between levels instead of convolutions"),
+    "network.head_channels": Key(0, "unet: channels of one attention head; 0: `heads` heads everywhere", NOT_NEGATIVE),
     "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
     "process.name": Key("linear", "the noising process", PROCESSES),
     "process.steps": Key(1000, "T of the beta table", POSITIVE),
@@ -96,7 +107,7 @@ KEYS: dict[str, Key] = {
 
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters.
 CHANGEABLE = (
-    "data.data_dir", "data.raw_dir", "sampler.",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every",
 )  # fmt: skip

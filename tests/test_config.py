@@ -1,4 +1,5 @@
 import functools
+import inspect
 import json
 import re
 
@@ -16,6 +17,7 @@ from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.losses import WEIGHTINGS
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
@@ -65,6 +67,10 @@ TASK_KEYS = {
     "network.groups": (2, "loss sample", {}),
     "network.dropout": (0.5, "loss", {}),
     "network.dtype": ("bfloat16", "loss sample", {}),
+    "network.scale_shift_norm": (True, "init loss sample", {}),
+    "network.residual_resample": (True, "init loss sample", {}),
+    "network.head_channels": (4, "init loss sample", {}),
+    "data.flip": (True, "loss", {}),
     "process.name": ("second", "loss sample", {}),
     "process.steps": (900, "loss sample", {}),
     "process.beta_start": (2e-4, "loss sample", {}),
@@ -182,8 +188,10 @@ def run_job(tmp_path_factory):
     calls = {}
     tmp_path = tmp_path_factory.mktemp("runs")
 
-    def source(*, split, data_dir, raw_dir, name="made_up"):
-        calls["data"] = (name, split, data_dir, raw_dir)
+    def source(
+        *, split, data_dir, raw_dir, memory_limit_mb, path, image_size, channels, pattern, num_examples, seed, name="made_up"
+    ):
+        calls["data"] = {k: v for k, v in locals().items() if k != "calls"}
         images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
         return Source({"image": images, "label": np.zeros(40, np.int32)}, 1)
 
@@ -192,17 +200,20 @@ def run_job(tmp_path_factory):
         return task._replace(init=lambda key: jax.tree.map(lambda leaf: leaf + 1, task.init(key)))
 
     def spied(name, f):
-        def call(*args):
-            calls[name] = f(*args)
+        def call(*args, **kwargs):
+            calls[name] = f(*args, **kwargs)
+            calls[f"seed of {name}"] = kwargs.get("seed", args[seed_at[name]] if name in seed_at else None)
             return calls[name]
 
-        return call
+        monkeypatch.setattr(loop, name, call)
+
+    seed_at = {"init_state": 2, "batch_indices": 0}
 
     monkeypatch = pytest.MonkeyPatch()
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(loop, "steps_per_call", spied("steps_per_call", loop.steps_per_call))
-    monkeypatch.setattr(loop, "train", spied("state", loop.train))
+    for name in ("train", "steps_per_call", "init_state", "batch_indices", "make_step"):
+        spied(name, getattr(loop, name))
     monkeypatch.setitem(NETWORKS, "toy", Toy)
     monkeypatch.setitem(SOURCES, "made_up", source)
     monkeypatch.setitem(SOURCES, "second", altered(source, name="second"))
@@ -223,9 +234,10 @@ def run_job(tmp_path_factory):
         return {
             "data": calls["data"],
             "steps_per_call": calls["steps_per_call"],
+            "seeds": [calls[f"seed of {name}"] for name in ("init_state", "batch_indices", "make_step")],
             "start": lines[0]["loss"],
-            "params": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(calls["state"].params))],
-            "ema": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(calls["state"].ema))],
+            "params": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(calls["train"].params))],
+            "ema": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(calls["train"].ema))],
             "logged": [line["step"] for line in lines],
             "learning_rate": [line["learning_rate"] for line in lines],
             "checkpoints": sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()),
@@ -243,7 +255,7 @@ def run_job(tmp_path_factory):
 # What several keys at once make of an aspect of the run, each of them visibly; None: something else than before.
 RUN_KEYS = [
     ({"task": "second"}, {"start": None}),
-    ({"seed": 4294967295}, {"start": None, "params": None}),
+    ({"seed": 4294967295}, {"seeds": [4294967295] * 3, "start": None, "params": None}),
     ({"ema.decay": 0.05}, {"ema": None}),
     ({"train.batch_size": 20}, {"params": None}),
     ({"sampler.seed": 4294967295}, {"drawn": None}),
@@ -257,6 +269,13 @@ RUN_KEYS = [
             "data.split": "test",
             "data.data_dir": "there",
             "data.raw_dir": "raw",
+            "data.memory_limit_mb": 3,
+            "data.path": "photos",
+            "data.image_size": 16,
+            "data.channels": "grey",
+            "data.pattern": "ring",
+            "data.num_examples": 7,
+            "data.seed": 9,
             "optim.learning_rate": 0.5,
             "optim.warmup_steps": 16,
             "train.steps_per_call": 2,
@@ -267,7 +286,19 @@ RUN_KEYS = [
             "sampler.frames": 4,
         },
         {
-            "data": ("second", "test", "there", "raw"),
+            "data": {
+                "name": "second",
+                "split": "test",
+                "data_dir": "there",
+                "raw_dir": "raw",
+                "memory_limit_mb": 3,
+                "path": "photos",
+                "image_size": 16,
+                "channels": "grey",
+                "pattern": "ring",
+                "num_examples": 7,
+                "seed": 9,
+            },
             "learning_rate": [0.125, 0.25],
             "params": None,
             "steps_per_call": 2,
@@ -312,7 +343,15 @@ def test_a_key_accepts_its_default_and_refuses_other_types(key):
     default = configs.KEYS[key].default
     assert type(default) in (int, float, bool, str, tuple) and configs.KEYS[key].help
     configs.check_value(key, default)
-    for wrong in (None, [1], {}, 1 if isinstance(default, str) else "word", True, (object(),), (None,)):
+    for wrong in (
+        None,
+        [1],
+        {},
+        1 if isinstance(default, str) else "word",
+        1 if default is False else True,
+        (object(),),
+        (None,),
+    ):
         with pytest.raises(UserError, match=rf"config.{key} takes .*, found "):
             configs.check_value(key, wrong)
 
@@ -324,7 +363,7 @@ def test_floats_are_finite(key):
             configs.check_value(key, wrong)
 
 
-@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if isinstance(entry.default, int)])
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if type(entry.default) is int])
 def test_ints_are_in_range(key):
     for wrong in (-1, 2**40, 1.0):
         with pytest.raises(UserError):
@@ -366,14 +405,27 @@ def test_a_key_applies_where_the_choice_takes_it():
     assert configs.applies("data.raw_dir", config)
 
 
+MADE_FROM_KEYS = {"data": SOURCES, "network": NETWORKS, "process": PROCESSES, "optim": OPTIMIZERS, "sampler": SAMPLERS}
+
+
+@pytest.mark.parametrize("section", MADE_FROM_KEYS)
+def test_every_choice_gets_all_that_it_requires(section):
+    for name, constructor in MADE_FROM_KEYS[section].items():
+        parameters = inspect.signature(constructor).parameters.values()
+        required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+        assert required <= set(configs.base()[section]), name
+
+
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
-    "task", "seed", "data.name", "data.split", "process.name", "process.steps", "process.beta_start", "process.beta_end",
+    "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
+    "data.seed", "data.flip", "process.name", "process.steps", "process.beta_start", "process.beta_end",
     "prediction.name", "loss.weighting", "times.name", "ema.decay", "train.batch_size",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim."))),
 }  # fmt: skip
 FREE = {
-    "data.data_dir", "data.raw_dir", "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "train.steps", "train.steps_per_call",
+    "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every",
     *(key for key in configs.KEYS if key.startswith("sampler.")),
 }  # fmt: skip

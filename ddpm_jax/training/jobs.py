@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
-from ddpm_jax.data import SOURCES, Source
+from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.training import logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
@@ -22,9 +22,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     devices = jax.local_devices()
     parallel.check_divisible(config.train.batch_size, devices)
     source = construct(SOURCES, config.data)
-    image_shape = source.arrays["image"].shape[1:]
-    task = build(config, image_shape)
-    run_directory.write(workdir, config, image_shape)
+    task = build(config, source.image_shape)
+    run_directory.write(workdir, config, source.image_shape)
     draw_forward_process(config, workdir, task, source)
     state = loop.train(config, workdir, task, source, devices)
     if not (workdir / "samples" / f"{sampling.sample_name(config.sampler, int(state.step))}.json").exists():
@@ -40,14 +39,14 @@ def sample(config: ConfigDict, workdir: Path) -> None:
     draw_and_write(config, workdir, restored.task, restored.state)
 
 
-def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: Source, examples: int = 8) -> None:
+def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, examples: int = 8) -> None:
     """Some examples on their way into noise, as an animation and a filmstrip."""
     folder = workdir / "samples"
     if config.sampler.frames < 3 or (folder / "forward_process.png").exists():
         return
-    count = examples if source.arrays["image"].ndim == 4 else 2000
-    batch = {name: array[:count] for name, array in source.arrays.items()}
-    keys = jax.random.split(jax.random.key(config.seed), len(batch["image"]))
+    count = min(examples if len(source.image_shape) == 3 else 2000, source.num_examples)
+    batch = source.gather(np.arange(count))
+    keys = jax.random.split(jax.random.key(config.seed), count)
     film = jax.jit(task.noised, static_argnums=2)(batch, keys, config.sampler.frames)
     sampling.write_film(folder, "forward_process", np.asarray(film))
 

@@ -12,20 +12,20 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
-from ddpm_jax.data import Source
-from ddpm_jax.data.order import batch_indices
+from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.training import checkpoints, parallel, sampling
+from ddpm_jax.training.feed import open_feed
 from ddpm_jax.training.logs import Log
 from ddpm_jax.training.optimizers import OPTIMIZERS, learning_rate_schedule
 from ddpm_jax.training.progress import Progress, Stopwatch, duration
-from ddpm_jax.training.step import State, init_state, make_step
+from ddpm_jax.training.step import State, init_state, make_step, run_once
 from ddpm_jax.training.tasks import Task
 
 EARLY = 10  # steps after which the time left is told for the first time
 
 
-def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices: Sequence) -> State:
+def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, devices: Sequence) -> State:
     """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
 
     The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient.
@@ -36,11 +36,14 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
     learning_rate = learning_rate_schedule(config.optim.learning_rate, config.optim.warmup_steps)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
 
-    target = jax.eval_shape(lambda: init_state(task, optimizer, config.seed))
+    def start():
+        return init_state(task, optimizer, config.seed)
+
+    target = jax.eval_shape(start)
     restored = checkpoints.restore_latest(manager, target, set_aside=True)
     if restored is None:
         step, pending = 0, {}
-        state = init_state(task, optimizer, config.seed)
+        state = run_once(start)
     else:
         step, state, meta = restored
         pending = meta["pending"]
@@ -54,18 +57,13 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
 
     log = Log(workdir, step)
     per_call = steps_per_call(config, step, devices[0].platform)
-    run_step = parallel.over_devices(
-        make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay),
-        devices, in_axes=(None, None, 0), out_axes=(None, None), donate=(0,),
-    )  # fmt: skip
+    axes, calls = open_feed(
+        source, lambda k: batch_indices(config.seed, k, source.num_examples, c.batch_size), step, per_call, devices
+    )
+    one_device = make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay)
+    run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=(0,))
     state = parallel.replicate(state, devices)
-    data = parallel.replicate(source.arrays, devices)
-    num_examples = len(source.arrays["image"])
     draw = sampling.make_draw(task, config.sampler, devices)
-
-    def advance(state, step):
-        rows = [batch_indices(config.seed, k, num_examples, c.batch_size) for k in range(step, step + per_call)]
-        return run_step(state, data, parallel.split(np.stack(rows), devices, axis=1))
 
     def flush():
         """Brings the metrics of the steps since the last flush to the host, and stops the run where they are not finite."""
@@ -91,13 +89,13 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
             if step == first_step:
                 compile_start = time.monotonic()
                 print("compiling the training step... ", end="", flush=True)
-                state, metrics = jax.block_until_ready(advance(state, step))
+                state, metrics = jax.block_until_ready(run_step(state, *next(calls)))
                 print(duration(time.monotonic() - compile_start), flush=True)
                 logged = step + per_call
                 progress.restart(logged)
                 watch.restart()
             else:
-                state, metrics = advance(state, step)
+                state, metrics = run_step(state, *next(calls))
             step += per_call
             on_device.append(metrics)
             progress(step)
@@ -126,6 +124,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source, devices
                     grid = plots.picture(draw(state.ema).x)
                     plots.save_png(workdir / "samples" / f"training_{step:08}.png", grid)
                     log.grid(step, grid)
+    calls.close()
     manager.wait_until_finished()
     manager.close()
     log.close()

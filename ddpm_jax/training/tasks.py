@@ -21,7 +21,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
-TIME, NOISE, DROPOUT = range(3)
+TIME, NOISE, DROPOUT, FLIP = range(4)
 
 
 class Task(NamedTuple):
@@ -56,6 +56,8 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     draw_times = TIMES[config.times.name]
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
+    if config.data.flip and len(image_shape) != 3:
+        raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
     try:
         times = GRIDS[config.sampler.grid](process, config.sampler.steps)
     except ValueError as error:
@@ -69,6 +71,9 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
             return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
         x0 = images.to_model(batch["image"])
+        if config.data.flip:
+            flipped = jax.vmap(jax.random.bernoulli)(addressed(FLIP))
+            x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
         t = draw_times(process, addressed(TIME))
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
         apply = partial(network.apply, params, keys=addressed(DROPOUT))

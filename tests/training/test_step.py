@@ -8,7 +8,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
 from ddpm_jax.training.optimizers import OPTIMIZERS, adam, learning_rate_schedule
-from ddpm_jax.training.step import State, init_state, make_step, update_ema
+from ddpm_jax.training.step import State, init_state, make_step, run_once, update_ema
 from ddpm_jax.training.tasks import Task, build
 
 
@@ -17,7 +17,7 @@ def run_steps(config, source, count, devices, per_call=1):
     devices = jax.devices()[:devices]
     task = build(config, (8, 8, 1))
     optimizer = construct(OPTIMIZERS, config.optim)
-    state = parallel.replicate(init_state(task, optimizer, config.seed), devices)
+    state = parallel.replicate(run_once(lambda: init_state(task, optimizer, config.seed)), devices)
     data = parallel.replicate(source.arrays, devices)
     step = parallel.over_devices(
         make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay), devices, (None, None, 0), (None, None), (0,)

@@ -1,0 +1,12 @@
+"""CIFAR-10 through tensorflow-datasets, with the network of 35.7 million parameters and the settings of Ho et al. 2020.
+
+    python -m ddpm_jax.main --config=configs/cifar10.py
+"""
+
+from ddpm_jax import presets, variants
+
+
+def get_config(names: str = ""):
+    config = presets.cifar_ddpm()
+    config.data.name = "cifar10"
+    return variants.apply(config, names)
