@@ -9,7 +9,8 @@ from ddpm_jax.models.layers import dropout, sinusoidal_embedding, zeros
 class MLP(nn.Module):
     """x [B, D], time [B], keys [B] or None -> [B, D], float32.
 
-    `blocks` residual blocks of width `channels`: LayerNorm, SiLU, Dense, plus a projection of time, SiLU, dropout, Dense.
+    `blocks` residual blocks of width `channels`: SiLU, Dense, plus a projection of time, SiLU, dropout, Dense. No LayerNorm:
+    points near the origin differ by their size, which it would take away.
     """
 
     channels: int
@@ -22,11 +23,10 @@ class MLP(nn.Module):
         dtype = jnp.dtype(self.dtype)
         embedding = nn.Dense(self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
         embedding = nn.silu(embedding)
-        h = nn.Dense(self.channels, dtype=dtype)(x.astype(dtype))
+        h = nn.Dense(self.channels, dtype=dtype)(x.astype(dtype)) + nn.Dense(self.channels, dtype=dtype)(embedding)
         for layer in range(self.blocks):
-            branch = nn.Dense(self.channels, dtype=dtype)(nn.silu(nn.LayerNorm(dtype=dtype)(h)))
+            branch = nn.Dense(self.channels, dtype=dtype)(nn.silu(h))
             branch = nn.silu(branch + nn.Dense(self.channels, dtype=dtype)(embedding))
             branch = dropout(branch, self.dropout, keys, layer)
             h += nn.Dense(self.channels, dtype=dtype, kernel_init=zeros)(branch)
-        h = nn.LayerNorm(dtype=dtype)(h)
-        return nn.Dense(x.shape[-1], kernel_init=zeros)(h.astype(jnp.float32))
+        return nn.Dense(x.shape[-1], kernel_init=zeros)(nn.silu(h.astype(jnp.float32)))

@@ -71,6 +71,12 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x, time, keys=None):
         check_image_size(x.shape[1:3], len(self.multipliers))
+        heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
+        if not set(self.attention) <= set(heights):
+            raise UserError(
+                f"network.attention is {self.attention}, but the feature maps of this network are "
+                f"{', '.join(map(str, heights))} pixels high: give some of these, or () for none but the middle's."
+            )
         dtype = jnp.dtype(self.dtype)
         options = dict(groups=self.groups, dropout=self.dropout, dtype=dtype, scale_shift_norm=self.scale_shift_norm)
         image_channels = x.shape[-1]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
-from ddpm_jax.data import SOURCES, Source, Streamed
+from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
 from ddpm_jax.training import logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
@@ -23,6 +23,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     parallel.check_divisible(config.train.batch_size, devices)
     source = construct(SOURCES, config.data)
     task = build(config, source.image_shape)
+    steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
+    loop.steps_per_call(config, 0, devices[0].platform)
     run_directory.write(workdir, config, source.image_shape)
     draw_forward_process(config, workdir, task, source)
     state = loop.train(config, workdir, task, source, devices)

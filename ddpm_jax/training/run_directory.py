@@ -29,7 +29,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        version, saved, image_shape = content["format"], content["config"], tuple(content["image_shape"])
+        version, saved, image_shape = content["format"], dict(content["config"]), tuple(content["image_shape"])
     except FileNotFoundError:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
@@ -40,7 +40,10 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
     if version != FORMAT:
         raise UserError(f"{path} has format {version}; this code reads format {FORMAT}. Use the code that wrote it.")
     config = configs.unflatten(configs.flatten(configs.base()) | saved)
-    configs.validate(config)
+    try:
+        configs.validate(config)
+    except UserError as error:
+        raise UserError(f"{path} holds a config that this code does not take: {error}") from error
     return config, image_shape
 
 

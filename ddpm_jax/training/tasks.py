@@ -56,7 +56,8 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     draw_times = TIMES[config.times.name]
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
-    if config.data.flip and len(image_shape) != 3:
+    flip = config.data.flip
+    if flip and len(image_shape) != 3:
         raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
     try:
         times = GRIDS[config.sampler.grid](process, config.sampler.steps)
@@ -71,7 +72,7 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
             return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
         x0 = images.to_model(batch["image"])
-        if config.data.flip:
+        if flip:
             flipped = jax.vmap(jax.random.bernoulli)(addressed(FLIP))
             x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
         t = draw_times(process, addressed(TIME))

@@ -45,7 +45,7 @@ class Variants(chex.TestCase):
 
 @pytest.mark.parametrize("side, levels", [(28, 3), (32, 4), (8, 2), (8, 4), (7, 1)])
 def test_sizes_that_the_levels_divide(side, levels):
-    network = UNet(**TINY | dict(multipliers=(1,) * levels))
+    network = UNet(**TINY | dict(multipliers=(1,) * levels, attention=()))
     shape = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), jnp.zeros((1, side, side, 1)), jnp.zeros(1))[0])
     chex.assert_shape(shape, (1, side, side, 1))
 
@@ -160,6 +160,11 @@ def test_resampling():
     chex.assert_trees_all_equal(halve(x)[0, :, :, 0], jnp.array([[2.5, 4.5], [10.5, 12.5]]))
     chex.assert_trees_all_equal(double(x), jax.image.resize(x, (1, 8, 8, 1), "nearest"))
     chex.assert_trees_all_equal(halve(double(x)), x)
+
+
+def test_attention_where_there_is_no_such_map_is_refused():
+    with pytest.raises(UserError, match=r"attention is \(5,\).*8, 4 pixels high"):
+        jax.eval_shape(lambda: init(UNet(**TINY | dict(attention=(5,))), (8, 8, 1)))
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -1,0 +1,66 @@
+import itertools
+
+import chex
+import jax
+import numpy as np
+
+from ddpm_jax.data import Streamed, batch_indices
+from ddpm_jax.training import loop, run_directory
+from ddpm_jax.training.feed import open_feed
+from ddpm_jax.training.tasks import FLIP, build
+
+
+def streamed(source):
+    return Streamed(source.num_examples, source.image_shape, source.num_classes, source.gather)
+
+
+def test_both_kinds_give_every_device_the_same_examples(tiny_source):
+    devices = jax.devices()[:4]
+
+    def rows_of(k):
+        return batch_indices(0, k, 48, 16)
+
+    seen = []
+    for source in (tiny_source, streamed(tiny_source)):
+        axes, calls = open_feed(source, rows_of, start=5, per_call=2, devices=devices)
+        per_device = []
+        for data, indices in itertools.islice(calls, 3):
+            image = np.asarray(data["image"])
+            for device in range(4):
+                images = image if axes[0] is None else image[device]
+                places = indices[device] if axes[1] == 0 else indices
+                per_device.append(images[places])
+        calls.close()
+        seen.append(np.stack(per_device))
+    chex.assert_shape(seen[0], (12, 2, 4, 8, 8, 1))
+    np.testing.assert_array_equal(*seen)
+    np.testing.assert_array_equal(seen[0][1, 1], tiny_source.arrays["image"][rows_of(6)[4:8]])
+
+
+def test_a_streamed_run_is_the_run_in_memory(tiny_config, tiny_source, tmp_path):
+    """Bit for bit, with a stop in between."""
+    task = build(tiny_config, (8, 8, 1))
+    states = []
+    for name, source in (("memory", tiny_source), ("streamed", streamed(tiny_source))):
+        for steps in (4, 8) if name == "streamed" else (8,):
+            tiny_config.train.update(steps=steps, sample_every=0)
+            run_directory.write(tmp_path / name, tiny_config, (8, 8, 1))
+            state = loop.train(tiny_config, tmp_path / name, task, source, jax.devices()[:1])
+        states.append(jax.device_get(state))
+    chex.assert_trees_all_equal(*states)
+
+
+def test_flips_are_addressed_per_example(tiny_config):
+    """With flips, a picture's loss is that of the picture or of its mirror image, as its own key says, about half of the time."""
+    plain = build(tiny_config, (8, 8, 1))
+    tiny_config.data.flip = True
+    flipping = build(tiny_config, (8, 8, 1))
+    params = jax.tree.map(lambda x: x + 0.02, jax.jit(plain.init)(jax.random.key(0)))
+    image = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
+    keys = jax.random.split(jax.random.key(0), 32)
+    loss = jax.jit(flipping.loss)(params, {"image": image}, keys)[0]
+    straight = jax.jit(plain.loss)(params, {"image": image}, keys)[0]
+    mirrored = jax.jit(plain.loss)(params, {"image": image[:, :, ::-1]}, keys)[0]
+    flipped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
+    np.testing.assert_allclose(loss, np.where(flipped, mirrored, straight), rtol=1e-5)
+    assert 8 < flipped.sum() < 24 and not np.allclose(straight, mirrored)
