@@ -1,6 +1,6 @@
 """Fashion-MNIST through tensorflow-datasets: 60,000 grey images of 28x28, with MNIST's network and settings.
 
-    python -m ddpm_jax.main --config=configs/fashion_mnist.py
+python -m ddpm_jax.main --config=configs/fashion_mnist.py
 """
 
 from ddpm_jax import presets, variants

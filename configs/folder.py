@@ -1,6 +1,6 @@
 """Your own images: a folder of PNG, JPEG or WebP files, resized and centre-cropped to 64x64; sub-folders are labels.
 
-    python -m ddpm_jax.main --config=configs/folder.py --config.data.path=<folder> --workdir=runs/<name>
+python -m ddpm_jax.main --config=configs/folder.py --config.data.path=<folder> --workdir=runs/<name>
 """
 
 from ddpm_jax import config as configs

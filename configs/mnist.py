@@ -1,6 +1,6 @@
 """MNIST through tensorflow-datasets: 60,000 grey images of 28x28.
 
-    python -m ddpm_jax.main --config=configs/mnist.py
+python -m ddpm_jax.main --config=configs/mnist.py
 """
 
 from ddpm_jax import presets, variants

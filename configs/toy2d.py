@@ -1,6 +1,6 @@
 """Points in the plane and a perceptron: config.data.pattern is moons, ring, checkerboard or swiss_roll.
 
-    python -m ddpm_jax.main --config=configs/toy2d.py --config.data.pattern=ring --workdir=runs/ring
+python -m ddpm_jax.main --config=configs/toy2d.py --config.data.pattern=ring --workdir=runs/ring
 """
 
 from ddpm_jax import config as configs

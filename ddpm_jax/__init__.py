@@ -5,6 +5,9 @@ __version__ = "0.1.0"
 
 def load(workdir):
     """A trained run: `run = ddpm_jax.load("runs/mnist"); images = run.sample(16)`. See `ddpm_jax.training.run.Run`."""
+    from ddpm_jax import platform
+
+    platform.prepare()
     from ddpm_jax.training import run
 
     return run.load(workdir)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def construct(table: Mapping[str, Callable], section: Mapping[str, Any], **others) -> Any:
+def construct(table: Mapping[str, Callable], section: Mapping[str, Any]) -> Any:
     """table[section["name"]], called with those of the section's other values that are its parameters."""
     constructor = table[section["name"]]
-    return constructor(**{key: value for key, value in section.items() if takes(constructor, key)}, **others)
+    return constructor(**{key: value for key, value in section.items() if takes(constructor, key)})
 
 
 def takes(constructor: Any, key: str) -> bool:

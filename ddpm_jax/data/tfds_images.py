@@ -52,9 +52,7 @@ class TfdsSet(NamedTuple):
     label_names: Callable[[list[Path]], list[str]] | None = None
 
 
-def mnist(
-    *, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB
-) -> Source | Streamed:
+def mnist(*, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB) -> Source | Streamed:
     """MNIST: uint8 [60000 or 10000, 28, 28, 1]. Arguments and errors as for `load`."""
     return load("mnist", split=split, data_dir=data_dir, raw_dir=raw_dir, memory_limit_mb=memory_limit_mb)
 
@@ -66,9 +64,7 @@ def fashion_mnist(
     return load("fashion_mnist", split=split, data_dir=data_dir, raw_dir=raw_dir, memory_limit_mb=memory_limit_mb)
 
 
-def cifar10(
-    *, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB
-) -> Source | Streamed:
+def cifar10(*, split: str, data_dir: str = "", raw_dir: str = "", memory_limit_mb: int = MEMORY_LIMIT_MB) -> Source | Streamed:
     """CIFAR-10: uint8 [50000 or 10000, 32, 32, 3]. Arguments and errors as for `load`."""
     return load("cifar10", split=split, data_dir=data_dir, raw_dir=raw_dir, memory_limit_mb=memory_limit_mb)
 
@@ -482,8 +478,7 @@ def _builder_class(stock: Any, row: TfdsSet, addresses: dict[str, str]) -> Any:
                 if row.label_names:
                     self.info.features["label"].names = row.label_names(list(paths.values()))
                 return {
-                    split: self._generate_examples(split, [paths[file] for file in files])
-                    for split, files in row.files.items()
+                    split: self._generate_examples(split, [paths[file] for file in files]) for split, files in row.files.items()
                 }
 
             def _generate_examples(self, split, paths):

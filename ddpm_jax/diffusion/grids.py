@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.processes import Process
 def uniform(process: Process, steps: int) -> jax.Array:
     """`steps` times from t_max to t_min, evenly spaced (on a table, each rounded to the nearest n). All n where steps = T."""
     if process.num_steps:
-        return _on_table(process, np.rint(np.linspace(1, process.num_steps, steps)), steps)
+        return _on_table(process, np.rint(np.linspace(process.num_steps, 1, steps)), steps)
     return process.t_max + jnp.linspace(0, 1, steps) * (process.t_min - process.t_max)
 
 
@@ -28,15 +28,16 @@ def quadratic(process: Process, steps: int) -> jax.Array:
     """
     if not process.num_steps:
         raise ValueError("the quadratic grid is made of a table's integers: use another grid where time is continuous")
-    published = 1 + np.floor(np.linspace(0, np.sqrt(0.8 * process.num_steps), steps) ** 2 + 1e-9)
+    published = 1 + np.floor(np.linspace(np.sqrt(0.8 * process.num_steps), 0, steps) ** 2 + 1e-9)
     indices = np.arange(steps)
-    return _on_table(process, np.maximum.accumulate(published - indices) + indices, steps)
+    increasing = np.maximum.accumulate(published[::-1] - indices) + indices
+    return _on_table(process, increasing[::-1], steps)
 
 
-def _on_table(process, increasing, steps):
-    if not 1 <= steps <= process.num_steps or increasing[-1] > process.num_steps or np.any(np.diff(increasing) < 1):
+def _on_table(process, decreasing, steps):
+    if not 1 <= steps <= process.num_steps or decreasing[0] > process.num_steps or np.any(np.diff(decreasing) > -1):
         raise ValueError(f"cannot place {steps} different steps of this grid on a table of {process.num_steps}")
-    return jnp.asarray(increasing[::-1] / process.num_steps, float)
+    return jnp.asarray(decreasing / process.num_steps, float)
 
 
 GRIDS: dict[str, Callable] = {"uniform": uniform, "quadratic": quadratic}

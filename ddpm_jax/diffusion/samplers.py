@@ -53,7 +53,9 @@ def _ddim_step(eta, denoise, process, x, memory, at):
     prediction = denoise(x, at.t)
     sigma = process.sigma(at.s)
     fresh = eta * jnp.sqrt(one_minus_snr_ratio(process, at.t, at.s))  # the share of sigma_s that is drawn anew
-    mean = process.alpha(at.s) * prediction.x0 + sigma * jnp.sqrt(1 - fresh**2) * prediction.eps
+    kept = 1 - fresh**2
+    kept = jnp.where(kept == 0, 0.0, jnp.sqrt(jnp.where(kept == 0, 1.0, kept)))  # with a finite gradient where all is fresh
+    mean = process.alpha(at.s) * prediction.x0 + sigma * kept * prediction.eps
     return mean + sigma * fresh * at.noise(0), mean, memory
 
 
@@ -61,8 +63,10 @@ def ddim(*, eta: float = 0.0) -> Sampler:
     """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - c^2) eps_hat + c z,  c^2 = eta^2 sigma_s^2 (1 - SNR_t / SNR_s).
 
     Song et al. 2021 (DDIM), eq. 12 and 16. eta = 0 is deterministic, eta = 1 the ancestral step with the small variance.
-    eta in [0, 1], may be traced. Evaluations per step: 1.
+    eta in [0, 1], may be traced; ValueError for another where it is concrete. Evaluations per step: 1.
     """
+    if not isinstance(eta, jax.core.Tracer) and not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 to 1, found {eta}")
     return Sampler(Partial(_no_memory), Partial(_ddim_step, jnp.asarray(eta, float)))
 
 

@@ -9,6 +9,7 @@ from ddpm_jax.models.layers import dropout, sinusoidal_embedding, zeros
 class MLP(nn.Module):
     """x [B, D], time [B], keys [B] or None -> [B, D], float32.
 
+    The coordinates and their Fourier features sin, cos(2^k pi x), k = 0..2, which fine patterns need; then
     `blocks` residual blocks of width `channels`: SiLU, Dense, plus a projection of time, SiLU, dropout, Dense. No LayerNorm:
     points near the origin differ by their size, which it would take away.
     """
@@ -23,7 +24,9 @@ class MLP(nn.Module):
         dtype = jnp.dtype(self.dtype)
         embedding = nn.Dense(self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
         embedding = nn.silu(embedding)
-        h = nn.Dense(self.channels, dtype=dtype)(x.astype(dtype)) + nn.Dense(self.channels, dtype=dtype)(embedding)
+        angles = (x[:, :, None] * jnp.pi * 2.0 ** jnp.arange(3)).reshape(len(x), -1)
+        features = jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        h = nn.Dense(self.channels, dtype=dtype)(features.astype(dtype)) + nn.Dense(self.channels, dtype=dtype)(embedding)
         for layer in range(self.blocks):
             branch = nn.Dense(self.channels, dtype=dtype)(nn.silu(h))
             branch = nn.silu(branch + nn.Dense(self.channels, dtype=dtype)(embedding))

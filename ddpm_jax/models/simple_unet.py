@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import dropout, group_norm, sinusoidal_embedding, zeros
 
 
@@ -43,6 +44,8 @@ class SimpleUNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, keys=None):
+        if len(self.multipliers) < 2:
+            raise UserError(f"simple_unet needs a stem and a block: two network.multipliers or more, found {self.multipliers}.")
         dtype = jnp.dtype(self.dtype)
         options = dict(groups=self.groups, dropout=self.dropout, dtype=dtype)
         image_channels = x.shape[-1]

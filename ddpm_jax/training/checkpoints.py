@@ -1,6 +1,7 @@
 """Checkpoints: written by orbax in the background, each leaf with its SHA-256, restored into NumPy."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> N
     for name, leaf in leaves.items():
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             raise ValueError(f"{name} is not finite at step {step}")
-    notes = {"format": FORMAT, "sha256": {name: _digest(leaf) for name, leaf in leaves.items()}, "meta": meta}
+    # As text at once: orbax reads the notes in the background, while the caller's meta changes.
+    text = json.dumps({"format": FORMAT, "sha256": {name: _digest(leaf) for name, leaf in leaves.items()}, "meta": meta})
+    notes = {"notes": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), notes=ocp.args.JsonSave(notes)), force=True)
 
 
@@ -49,23 +52,21 @@ def restore_latest(
     """(step, state of NumPy arrays, meta) of the newest sound checkpoint; None where there is none at all.
 
     target: a pytree of arrays or shapes, as `jax.eval_shape` gives. A damaged checkpoint is reported and the one before it is
-    used; `set_aside` moves it to the folder damaged/ beside the checkpoints, so that its step can be saved again. Raises
-    UserError where all are damaged or were written for another state.
+    used; `set_aside` then moves it to the folder damaged/ beside the checkpoints, so that its step can be saved again. Raises
+    UserError where all are damaged (none is moved) or were written for another state.
     """
     steps = sorted(manager.all_steps(), reverse=True)
+    damaged = []
     for step in steps:
         try:
             state, meta = _restore(manager, step, target)
         except Damaged as error:
             report(f"The checkpoint of step {step} is damaged ({error}); trying the one before it.")
-            if set_aside:
-                folder = Path(manager.directory)
-                (folder.parent / "damaged").mkdir(exist_ok=True)
-                destination = folder.parent / "damaged" / str(step)
-                shutil.rmtree(destination, ignore_errors=True)
-                shutil.move(folder / str(step), destination)
-                manager.reload()
+            damaged.append(step)
             continue
+        if set_aside and damaged:
+            _move_aside(Path(manager.directory), damaged)
+            manager.reload()
         return step, state, meta
     if steps:
         raise UserError(
@@ -75,12 +76,24 @@ def restore_latest(
     return None
 
 
+def _move_aside(folder, steps):
+    for step in steps:
+        destination = folder.parent / "damaged" / str(step)
+        destination.parent.mkdir(exist_ok=True)
+        shutil.rmtree(destination, ignore_errors=True)
+        shutil.move(folder / str(step), destination)
+
+
 def _restore(manager, step, target):
     try:
-        notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
-        version, digests, meta = notes["format"], notes["sha256"], notes["meta"]
+        stored = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+        text, digest = stored["notes"], stored["sha256"]
     except Exception as error:  # orbax raises many kinds for a damaged file
         raise Damaged(f"its notes cannot be read: {_first_line(error)}") from error
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise Damaged("the checksum of its notes does not match")
+    notes = json.loads(text)
+    version, digests, meta = notes["format"], notes["sha256"], notes["meta"]
     if version != FORMAT:
         raise UserError(f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}.")
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}

@@ -1,5 +1,6 @@
 """What the command line's modes do."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
+from ddpm_jax.errors import UserError
 from ddpm_jax.training import logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
@@ -21,14 +23,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains, or continues, or finds the run complete; then samples and draws the loss, unless it was done before."""
     devices = jax.local_devices()
     parallel.check_divisible(config.train.batch_size, devices)
+    loop.steps_per_call(config, 0, devices[0].platform)
     source = construct(SOURCES, config.data)
     task = build(config, source.image_shape)
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
-    loop.steps_per_call(config, 0, devices[0].platform)
+    if run_directory.exists(workdir) and (shape := run_directory.read(workdir)[1]) != source.image_shape:
+        raise UserError(
+            f"The run in {workdir} has images of {list(shape)} and the data are now {list(source.image_shape)}. Bring the same "
+            "data back, or give another --workdir."
+        )
     run_directory.write(workdir, config, source.image_shape)
     draw_forward_process(config, workdir, task, source)
     state = loop.train(config, workdir, task, source, devices)
-    if not (workdir / "samples" / f"{sampling.sample_name(config.sampler, int(state.step))}.json").exists():
+    facts = workdir / "samples" / f"{sampling.sample_name(config.sampler, int(state.step))}.json"
+    if not facts.exists() or json.loads(facts.read_text())["sampler"] != config.sampler.to_dict():
         draw_and_write(config, workdir, task, state)
     lines = logs.read(workdir / "metrics.jsonl")
     if lines:
@@ -59,7 +67,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
     draw = sampling.make_draw(task, config.sampler, devices)
     print(f"sampling {config.sampler.num_samples} with {config.sampler.name}, {config.sampler.steps} steps", flush=True)
     start = time.monotonic()
-    with Progress(sampling.work(config.sampler), "sampling steps") as progress:
+    with Progress(sampling.work(config.sampler, devices), "sampling steps") as progress:
         drawn = draw(parallel.replicate(state.ema, devices), progress)
     seconds = time.monotonic() - start
     facts = {

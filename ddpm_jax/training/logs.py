@@ -16,7 +16,7 @@ class Log:
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
         cut(self.path, step)
-        self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, Any], levels: tuple[float, float]) -> None:
         """A JSON line; in TensorBoard each number, and loss_by_level under the middle of each level."""

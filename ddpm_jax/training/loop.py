@@ -31,7 +31,6 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient.
     """
     c = config.train
-    parallel.check_divisible(c.batch_size, devices)
     optimizer = construct(OPTIMIZERS, config.optim)
     learning_rate = learning_rate_schedule(config.optim.learning_rate, config.optim.warmup_steps)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
@@ -47,6 +46,11 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     else:
         step, state, meta = restored
         pending = meta["pending"]
+        if meta["num_examples"] != source.num_examples:
+            raise UserError(
+                f"The run in {workdir} was trained on {meta['num_examples']} examples and the data now hold "
+                f"{source.num_examples}: its batches would be others. Bring the same data back, or give another --workdir."
+            )
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     print(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}", flush=True)
     if step >= c.steps:
@@ -63,26 +67,26 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     one_device = make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay)
     run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=(0,))
     state = parallel.replicate(state, devices)
-    draw = sampling.make_draw(task, config.sampler, devices)
+    draw = sampling.make_preview(task, config.sampler, devices)
 
     def flush():
         """Brings the metrics of the steps since the last flush to the host, and stops the run where they are not finite."""
         for name in on_device[0] if on_device else ():
             pending.setdefault(name, []).extend(np.concatenate([jax.device_get(m[name]) for m in on_device]).tolist())
         on_device.clear()
-        finite = np.isfinite(pending.get("loss", [])) & np.isfinite(pending.get("grad_norm", []))
+        finite = np.isfinite([pending.get(name, []) for name in ("loss", "grad_norm", "param_norm")]).all(axis=0)
         if not finite.all():
             first = step - len(finite) + int(np.argmin(finite)) + 1
             manager.wait_until_finished()
             kept = manager.latest_step()
             raise Diverged(
-                f"Training diverged: the loss or the gradient of step {first} is not finite. "
+                f"Training diverged: the loss, the gradient or the parameters of step {first} are not finite. "
                 + (f"The checkpoint of step {kept} stays. " if kept is not None else "No checkpoint was written before. ")
                 + "Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir."
             )
 
     on_device: list[dict] = []  # metrics of the calls since the last flush
-    first_step, logged = step, step
+    first_step, logged, early = step, step, step + per_call + EARLY
     watch = Stopwatch()
     with Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
         while step < c.steps:
@@ -99,31 +103,36 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
             step += per_call
             on_device.append(metrics)
             progress(step)
-            if first_step + EARLY <= step < first_step + EARLY + per_call:
+            if early is not None and step >= early:
+                early = None
                 jax.block_until_ready(metrics)
                 progress.line(f"step {step}/{c.steps}, {progress.time_left(step)}")
 
             if step % c.log_every == 0:
                 flush()
-                rate = (step - logged) / watch.seconds()
                 values = summarise(pending) | {"learning_rate": float(learning_rate(step - 1))}
-                values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
+                line = f"step {step}/{c.steps}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+                if step > logged:  # the first call, which compiles, is not timed
+                    rate = (step - logged) / watch.seconds()
+                    values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
+                    line += f"{rate * c.batch_size:.0f} images/s  "
                 log.scalars(step, values, task.levels)
-                progress.line(
-                    f"step {step}/{c.steps}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
-                    f"{values['images_per_second']:.0f} images/s  {progress.time_left(step)}"
-                )
+                progress.line(line + progress.time_left(step))
                 pending.clear()
                 logged = step
                 watch.restart()
+            checkpoint_due = step % c.checkpoint_every == 0 or step >= c.steps
+            grid_due = c.sample_every and step % c.sample_every == 0 and step < c.steps
+            if checkpoint_due or grid_due:
+                jax.block_until_ready(metrics)  # what is still being computed is no pause
             with watch.paused():
-                if step % c.checkpoint_every == 0 or step >= c.steps:
-                    flush()
-                    checkpoints.save(manager, step, state, {"pending": pending})
-                if c.sample_every and step % c.sample_every == 0 and step < c.steps:
+                if grid_due:
                     grid = plots.picture(draw(state.ema).x)
                     plots.save_png(workdir / "samples" / f"training_{step:08}.png", grid)
                     log.grid(step, grid)
+                if checkpoint_due:
+                    flush()
+                    checkpoints.save(manager, step, state, {"pending": pending, "num_examples": source.num_examples})
     calls.close()
     manager.wait_until_finished()
     manager.close()

@@ -1,6 +1,7 @@
 """A trained run in Python: `run = ddpm_jax.load("runs/mnist"); images = run.sample(16)`."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Run:
     image_shape: tuple[int, ...]
     task: Task
     state: State
+    compiled: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # samplers, by the config they are made from
 
     @property
     def params(self) -> Any:
@@ -52,19 +54,35 @@ class Run:
 
     def trajectory(self, count: int, frames: int = 24, **sampler: Any) -> np.ndarray:
         """[frames, count, ...]: the states from noise to the samples that `sample` would return."""
-        return self.draw(count, frames=frames, **({"batch_size": count} | sampler)).frames
+        film = self.draw(count, frames=frames, **({"batch_size": count} | sampler)).frames
+        if film is None:
+            raise UserError(
+                f"A trajectory needs two frames and two sampler steps or more, found frames={frames} and {sampler}."
+            )
+        return film
 
     def draw(self, count: int, **sampler: Any):
-        """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames."""
-        config = self.config.copy_and_resolve_references()
+        """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
+
+        Calls that differ in eta and seed alone run one compiled program.
+        """
+        flat = configs.flatten(self.config)
         for key, value in {"frames": 0, **sampler, "num_samples": count}.items():
-            if key not in config.sampler:
+            if f"sampler.{key}" not in configs.KEYS:
                 raise configs.unknown_key(f"sampler.{key}")
-            config.sampler.update({key: value})
+            value = value.item() if isinstance(value, np.generic) else value
+            wants_float = isinstance(configs.KEYS[f"sampler.{key}"].default, float)
+            flat[f"sampler.{key}"] = float(value) if wants_float and type(value) is int else value
+            configs.check_value(f"sampler.{key}", flat[f"sampler.{key}"])
+        config = configs.unflatten(flat)
         configs.validate(config)
         devices = jax.local_devices()
         task = build(config, self.image_shape)
-        return sampling.make_draw(task, config.sampler, devices)(parallel.replicate(self.params, devices))
+        same_program = json.dumps({key: value for key, value in config.sampler.items() if key not in ("eta", "seed")})
+        if same_program not in self.compiled:
+            self.compiled[same_program] = sampling.make_draw(task, config.sampler, devices, tell=False)
+        params = parallel.replicate(self.params, devices)
+        return self.compiled[same_program](params, knobs=task.knobs, seed=config.sampler.seed)
 
 
 def load(workdir: str | Path) -> Run:

@@ -11,7 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import images, plots
+from ddpm_jax.config import KEYS
+from ddpm_jax.construct import takes
 from ddpm_jax.diffusion.sample import Sampled
+from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.training import parallel, run_directory
 from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import Task
@@ -19,36 +22,34 @@ from ddpm_jax.training.tasks import Task
 PROGRESS_FROM = 100  # grid points from which a batch reports from inside its scan, which bars it from the compilation cache
 
 
-def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
-    """A function draw(params, report) -> Sampled of NumPy arrays, compiled once: `num_samples` samples and, where
-    sampler.frames is not 0, the frames of the first batch.
+def make_draw(task: Task, sampler: ConfigDict, devices: Sequence, *, tell: bool = True):
+    """A function draw(params, report, knobs, seed) -> Sampled of NumPy arrays, compiled once: `num_samples` samples and, where
+    sampler.frames is 2 or more, the frames of the first batch.
 
     Sample i depends on the seed and i alone. Batches are spread over the devices; the last one is filled up with samples
-    that are dropped. report: see `progress.Progress`, counts grid points over all batches.
+    that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones too).
+    knobs and seed: by default the task's and the sampler's.
     """
-    count = sampler.num_samples
-    batch = min(sampler.batch_size, count)
-    batch = -(-batch // len(devices)) * len(devices)
+    count, batch = sampler.num_samples, batch_size(sampler, devices)
     current: list = [silent, 0]  # the report in use and the points done before this batch; the compiled function reads them
 
     def inside(done):
         current[0](current[1] + int(done))
 
-    progress = inside if sampler.steps >= PROGRESS_FROM else None
     frames = min(sampler.frames, sampler.steps) if min(sampler.frames, sampler.steps) > 1 else 0
     draw_batch = parallel.over_devices(
-        partial(task.sample, frames=frames, progress=progress),
+        partial(task.sample, frames=frames, progress=inside if tell and sampler.steps >= PROGRESS_FROM else None),
         devices,
         in_axes=(None, None, None, 0),
         out_axes=Sampled(0, None, 0 if frames else None),
     )
 
-    def draw(params, report: Report = silent):
+    def draw(params, report: Report = silent, knobs=task.knobs, seed: int = sampler.seed) -> Sampled:
         drawn, film = [], None
         for first in range(0, count, batch):
             current[:] = report, first // batch * sampler.steps
             indices = parallel.split(np.arange(first, first + batch, dtype=np.int32), devices)
-            out = draw_batch(params, task.knobs, np.uint32(sampler.seed), indices)
+            out = draw_batch(params, knobs, np.uint32(seed), indices)
             drawn.append(np.concatenate(jax.device_get(out.x)))
             if frames and film is None:
                 film = np.concatenate(jax.device_get(out.frames), axis=1)[:, :count]
@@ -60,9 +61,21 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
     return draw
 
 
-def work(sampler: ConfigDict) -> int:
-    """Grid points over all batches, what `report` counts up to (before the batch is fitted to the devices)."""
-    return -(-sampler.num_samples // sampler.batch_size) * sampler.steps
+def make_preview(task: Task, sampler: ConfigDict, devices: Sequence):
+    """`make_draw` for the grids on the way: the first batch of the samples, nothing else, from the compilation cache."""
+    preview = sampler.copy_and_resolve_references()
+    preview.update(frames=0, num_samples=min(sampler.num_samples, sampler.batch_size))
+    return make_draw(task, preview, devices, tell=False)
+
+
+def batch_size(sampler: ConfigDict, devices: Sequence) -> int:
+    """The samples of one batch: at most as configured, but for what makes them divisible by the devices."""
+    return -(-min(sampler.batch_size, sampler.num_samples) // len(devices)) * len(devices)
+
+
+def work(sampler: ConfigDict, devices: Sequence) -> int:
+    """Grid points over all batches, what `report` counts up to."""
+    return -(-sampler.num_samples // batch_size(sampler, devices)) * sampler.steps
 
 
 def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]) -> list[Path]:
@@ -89,6 +102,13 @@ def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
 
 
 def sample_name(sampler: ConfigDict, step: int) -> str:
-    """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64."""
-    detail = f"_eta{sampler.eta:g}" if sampler.name == "ddim" else ""
-    return f"step_{step:08}_{sampler.name}{sampler.steps}{detail}_seed{sampler.seed}_n{sampler.num_samples}"
+    """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64.
+
+    variance, grid, last and clip appear where they are not the defaults and apply.
+    """
+    parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
+    if takes(SAMPLERS[sampler.name], "eta"):
+        parts.append(f"eta{sampler.eta:g}")
+    others = ["grid", "last", "clip"] + ["variance"] * takes(SAMPLERS[sampler.name], "variance")
+    parts += [f"{key}_{sampler[key]}" for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
+    return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])

@@ -59,10 +59,7 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     flip = config.data.flip
     if flip and len(image_shape) != 3:
         raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
-    try:
-        times = GRIDS[config.sampler.grid](process, config.sampler.steps)
-    except ValueError as error:
-        raise UserError(f"config.sampler.steps, config.sampler.grid: {error}.") from error
+    times = GRIDS[config.sampler.grid](process, config.sampler.steps)
 
     def init(key):
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
@@ -85,9 +82,9 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
         sampler, process, times = knobs
-        denoise = clip(network_denoiser(partial(network.apply, params), process, prediction), process)
+        denoiser = clip(network_denoiser(partial(network.apply, params), process, prediction), process)
         keys = sample_keys(seed, indices)
-        return sample(sampler, denoise, process, times, keys, image_shape, last=last, frames=frames, progress=progress)
+        return sample(sampler, denoiser, process, times, keys, image_shape, last=last, frames=frames, progress=progress)
 
     def noised(batch, keys, frames):
         x0 = images.to_model(batch["image"])

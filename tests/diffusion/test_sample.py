@@ -140,6 +140,7 @@ def test_grids_hold_table_times(name, steps):
     grid = np.asarray(GRIDS[name](PROCESS, steps), np.float64) * 1000
     assert len(grid) == steps and np.all(np.diff(grid) < -0.5)
     np.testing.assert_allclose(grid, np.rint(grid), atol=1e-3)
+    assert round(grid[0]) == (801 if name == "quadratic" else 1000)
     if steps > 1:
         assert round(grid[-1]) == 1
 

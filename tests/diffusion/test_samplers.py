@@ -127,3 +127,8 @@ def test_eta_is_traced_and_differentiable_at_zero():
     difference = (total(1e-2) - total(0.0)) / 1e-2
     chex.assert_trees_all_close(gradient(0.0), difference, rtol=0.02)
     assert jnp.isfinite(gradient(1.0))
+    to_zero = jnp.array([1.0, 0.5, 0.0])
+    total = lambda eta: sample(ddim(eta=eta), DENOISE, PROCESS, to_zero, keys, (1,), last="stop").x.sum()  # noqa: E731
+    assert jnp.isfinite(jax.grad(total)(1.0))
+    with pytest.raises(ValueError, match="eta must be from 0 to 1, found 1.5"):
+        ddim(eta=1.5)

@@ -82,8 +82,19 @@ def test_all_damaged_is_an_error(tmp_path):
     manager = saved(tmp_path / "checkpoints", steps=(4,))
     path = largest_file(tmp_path / "checkpoints" / "4" / "state")
     path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(UserError, match="None of the checkpoints.*steps 4"):
-        checkpoints.restore_latest(manager, state(0), report=lambda _: None)
+    for _ in range(2):  # nothing is moved, so that the same command does not start from nothing the next time
+        with pytest.raises(UserError, match="None of the checkpoints.*steps 4"):
+            checkpoints.restore_latest(manager, state(0), report=lambda _: None, set_aside=True)
+
+
+def test_the_meta_is_that_of_the_moment(tmp_path):
+    """The files are written in the background, while the caller goes on with its lists."""
+    manager = checkpoints.open_manager(tmp_path / "checkpoints")
+    meta = {"pending": {"loss": [1.0, 2.0]}}
+    checkpoints.save(manager, 1, state(1), meta)
+    meta["pending"].clear()
+    manager.wait_until_finished()
+    assert checkpoints.restore_latest(manager, state(0))[2] == {"pending": {"loss": [1.0, 2.0]}}
 
 
 def test_none_where_there_is_none(tmp_path):

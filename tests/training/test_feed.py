@@ -51,7 +51,7 @@ def test_a_streamed_run_is_the_run_in_memory(tiny_config, tiny_source, tmp_path)
 
 
 def test_flips_are_addressed_per_example(tiny_config):
-    """With flips, a picture's loss is that of the picture or of its mirror image, as its own key says, about half of the time."""
+    """A picture's loss is that of the picture or of its mirror image, as its own key says, each for about half."""
     plain = build(tiny_config, (8, 8, 1))
     tiny_config.data.flip = True
     flipping = build(tiny_config, (8, 8, 1))

@@ -61,9 +61,9 @@ def test_divergence_stops_at_the_first_bad_step_and_keeps_the_last_good_checkpoi
     """A learning rate so large that the second loss overflows; the checkpoint before it is finite and stays."""
     tiny_config.train.update(steps=6, log_every=6, checkpoint_every=1, sample_every=0)
     tiny_config.optim.update(learning_rate=1e15, warmup_steps=0)
-    with pytest.raises(Diverged, match=r"step (\d+) is not finite. The checkpoint of step \d+ stays") as error:
+    with pytest.raises(Diverged, match=r"step (\d+) are not finite. The checkpoint of step \d+ stays") as error:
         train(tiny_config, tiny_source, tmp_path / "run")
-    first_bad = int(str(error.value).split("gradient of step ")[1].split()[0])
+    first_bad = int(str(error.value).split("parameters of step ")[1].split()[0])
     manager = checkpoints.open_manager(tmp_path / "run" / "checkpoints")
     assert manager.latest_step() == first_bad - 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -39,6 +39,9 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     chex.assert_trees_all_equal(run.params, run.state.ema)
     assert run.config.sampler.name == "ancestral"
 
+    run.sample(4, name="ddim", steps=np.int64(6), eta=1, seed=4)
+    assert len(run.compiled) == 2  # one more for the film; eta and seed are arguments
+
 
 def test_mistakes(workdir, tmp_path):
     run = ddpm_jax.load(workdir)
@@ -46,5 +49,9 @@ def test_mistakes(workdir, tmp_path):
         run.sample(4, nmae="ddim")
     with pytest.raises(UserError, match="sampler.name takes one of.*ddim"):
         run.sample(4, name="ddmi")
+    with pytest.raises(UserError, match="sampler.steps takes an int"):
+        run.sample(4, steps="20")
+    with pytest.raises(UserError, match="two frames"):
+        run.trajectory(4, frames=1)
     with pytest.raises(UserError, match="There is no run in"):
         ddpm_jax.load(tmp_path / "nowhere")

@@ -43,7 +43,7 @@ def test_progress_over_batches_and_inside_them(tiny_config, params):
     task = build(tiny_config, (8, 8, 1))
     told = []
     sampling.make_draw(task, tiny_config.sampler, jax.devices()[:1])(params, told.append)
-    assert told[-1] == sampling.work(tiny_config.sampler) == 200
+    assert told[-1] == sampling.work(tiny_config.sampler, jax.devices()[:1]) == 200
     assert {100, 200} <= set(told) and len(told) > 20 and told == sorted(told)
 
 
@@ -57,6 +57,10 @@ def test_files(tiny_config, tmp_path):
     assert Image.open(paths[0]).size[0] > 2 * 48
     assert Image.open(paths[3]).n_frames == 5
     assert sampling.sample_name(tiny_config.sampler, 1000) == "step_00001000_ancestral5_seed0_n4"
+    tiny_config.sampler.update(variance="small", clip="none")
+    assert sampling.sample_name(tiny_config.sampler, 1000) == "step_00001000_ancestral5_clip_none_variance_small_seed0_n4"
+    tiny_config.sampler.update(name="ddim", eta=0.5, clip="rederive")
+    assert sampling.sample_name(tiny_config.sampler, 1000) == "step_00001000_ddim5_eta0.5_seed0_n4"
 
 
 def test_points_are_scattered(tmp_path):
