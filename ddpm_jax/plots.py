@@ -59,27 +59,27 @@ def filmstrip(film: np.ndarray, rows: int = 8, columns: int = 10) -> np.ndarray:
     return image_grid(film.swapaxes(0, 1).reshape(-1, *film.shape[2:]), columns=len(film))
 
 
-def save_png(path: Path, picture: np.ndarray) -> None:
+def save_png(path: str | Path, picture: np.ndarray) -> None:
     """The file appears whole or not at all."""
     from PIL import Image
 
-    temporary = path.with_suffix(".tmp")
+    temporary = Path(path).with_suffix(".tmp")
     Image.fromarray(picture).save(temporary, format="PNG")
     temporary.replace(path)
 
 
-def save_gif(path: Path, film: np.ndarray, images: int = 16, milliseconds: int = 80, hold: int = 1500) -> None:
+def save_gif(path: str | Path, film: np.ndarray, images: int = 16, milliseconds: int = 80, hold: int = 1500) -> None:
     """An endless animation of the film, the last frame held; of images, the first `images`."""
     from PIL import Image
 
     frames = [Image.fromarray(picture(frame if frame.ndim == 2 else frame[:images])) for frame in film]
     durations = [milliseconds] * (len(frames) - 1) + [hold]
-    temporary = path.with_suffix(".tmp")
+    temporary = Path(path).with_suffix(".tmp")
     frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     temporary.replace(path)
 
 
-def save_curve(path: Path, steps: list[int], losses: list[float]) -> None:
+def save_curve(path: str | Path, steps: list[int], losses: list[float]) -> None:
     """The loss over the steps, the loss axis logarithmic."""
     from matplotlib.figure import Figure
 
@@ -88,6 +88,6 @@ def save_curve(path: Path, steps: list[int], losses: list[float]) -> None:
     axes.plot(steps, losses, color="black", linewidth=1)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    temporary = path.with_suffix(".tmp")
+    temporary = Path(path).with_suffix(".tmp")
     figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)

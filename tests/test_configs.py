@@ -1,0 +1,89 @@
+"""Every config with every variant: built and evaluated abstractly; with `-m full`, really run at smoke size on made-up data."""
+
+import functools
+from itertools import product
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import command, variants
+from ddpm_jax import config as configs
+from ddpm_jax.construct import construct
+from ddpm_jax.data import SOURCES, Source
+from ddpm_jax.training import jobs, parallel
+from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.training.run import load
+from ddpm_jax.training.step import init_state, make_step
+from ddpm_jax.training.tasks import build
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
+SHAPES = {
+    "cifar10": (32, 32, 3), "cifar10_raw": (32, 32, 3), "digits": (8, 8, 1), "fashion_mnist": (28, 28, 1),
+    "folder": (64, 64, 3), "mnist": (28, 28, 1), "toy2d": (2,),
+}  # fmt: skip
+SAMPLER = {key: entry.default for key, entry in configs.KEYS.items() if key.startswith("sampler.")}
+
+
+def get(name, names=""):
+    return command.load(str(Path(__file__).parent.parent / "configs" / f"{name}.py") + (f":{names}" if names else ""))
+
+
+def test_every_config_is_here():
+    assert set(CONFIGS) == set(SHAPES)
+
+
+@functools.cache
+def check_training(name, training_keys):
+    """Abstractly: a training step leaves a state of the same shapes. Returns the averaged parameters."""
+    config, shape = configs.unflatten(dict(training_keys) | SAMPLER), SHAPES[name]
+    task, devices = build(config, shape), jax.devices()[:1]
+    optimizer = construct(OPTIMIZERS, config.optim)
+    state = jax.eval_shape(lambda: init_state(task, optimizer, config.seed))
+    one_device = make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay)
+    step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))
+    batch = config.train.batch_size
+    data = {"image": jax.ShapeDtypeStruct((batch, *shape), np.uint8 if len(shape) == 3 else np.float32)}
+    new, metrics = jax.eval_shape(step, state, data, jax.ShapeDtypeStruct((1, 1, batch), np.int32))
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    assert metrics["loss"].shape == (1,)
+    return state.ema
+
+
+@pytest.mark.parametrize("name, variant", list(product(CONFIGS, ["", *variants.VARIANTS])))
+def test_abstractly(name, variant):
+    """Init, a training step and the sampler have the shapes they should, without a number being computed."""
+    config, shape = get(name, variant), SHAPES[name]
+    ema = check_training(name, tuple((k, v) for k, v in configs.flatten(config).items() if not k.startswith("sampler.")))
+    task = build(config, shape)
+    sampled = jax.eval_shape(task.sample, ema, task.knobs, np.uint32(0), jax.ShapeDtypeStruct((3,), np.int32))
+    assert sampled.x.shape == (3, *shape)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name, variant, network", [*product(CONFIGS, ["", *(v for v in variants.VARIANTS if v != "smoke")], ["unet"])]
+    + [("digits", "", "simple_unet"), ("digits", "ddim", "simple_unet")],
+)  # fmt: skip
+def test_really(name, variant, network, monkeypatch, tmp_path):
+    """Trained, checkpointed, stopped, restored, sampled; loaded again, it gives the samples that were written."""
+    shape = SHAPES[name]
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (64, *shape), np.uint8) if len(shape) == 3 else random.normal(size=(64, 2)).astype("f")
+    source = Source({"image": image, "label": np.zeros(64, np.int32)}, 1)
+    config = get(name, ",".join(filter(None, [variant, "smoke"])))
+    monkeypatch.setitem(SOURCES, config.data.name, lambda: source)
+    if network == "simple_unet":
+        config.network.name = network
+    for steps in (4, 8):
+        config.train.steps = steps
+        jobs.train(config, tmp_path)
+    (file,) = (tmp_path / "samples").glob("step_00000008_*.npz")
+    with np.load(file) as stored:
+        written = stored["samples"]
+    assert written.shape == (4, *shape)
+    again = load(tmp_path).sample(4)
+    scale = 127.5 if len(shape) == 3 else 1.0
+    assert np.abs((again + (len(shape) == 3)) * scale - written).max() < 1
