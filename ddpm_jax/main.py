@@ -41,7 +41,7 @@ def run() -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
+        print("\nInterrupted. Training continues from its last checkpoint by the same command.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -29,7 +29,7 @@ class Log:
             edges = np.linspace(*levels, len(value) + 1)
             for middle, part in zip((edges[1:] + edges[:-1]) / 2, value, strict=True):
                 if part is not None:
-                    self.writer.add_scalar(f"{name}/{middle:+.1f}", part, step)
+                    self.writer.add_scalar(f"{name}/{middle:.1f}", part, step)
         self.writer.flush()
 
     def grid(self, step: int, picture: np.ndarray) -> None:

@@ -24,8 +24,8 @@ class Progress:
         self.total, self.unit, self.every = total, unit, every_seconds
         self.first, self.started = done, time.monotonic()
         self.last_line = self.started
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=done, unit=f" {unit}", leave=False, dynamic_ncols=True) if terminal else None
+        self.terminal = sys.stderr.isatty()
+        self.bar = None  # appears with the first progress, after what is printed about compilation
 
     def __enter__(self) -> "Progress":
         return self
@@ -36,7 +36,9 @@ class Progress:
 
     def __call__(self, done: int) -> None:
         """Moves the bar; without a terminal, prints a line if the last one is older than every_seconds."""
-        if self.bar is not None:
+        if self.terminal:
+            if self.bar is None:
+                self.bar = tqdm(total=self.total, initial=self.first, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
             self.bar.update(max(0, done - self.bar.n))
         elif time.monotonic() - self.last_line >= self.every and done > self.first:
             self.last_line = time.monotonic()
