@@ -50,9 +50,9 @@ def update_ema(ema, params, decay: float, step: jax.Array):
 def make_step(task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema_decay: float) -> Callable:
     """The function that one device runs: step(state, data, indices) -> (state, metrics).
 
-    data: {name: [N, ...]}, the examples that the indices speak of. indices [K, B / devices]: this device's rows of the batches of
-    K steps. metrics: of each step, [K] each; level_loss and level_count [K, LEVELS], the sum and the number of losses per tenth
-    of task.levels. The random numbers of an example are addressed by (seed, step, place in the global batch).
+    data: {name: [N, ...]}, the examples that the indices speak of. indices [K, B / devices]: this device's rows of the batches
+    of K steps. metrics: of each step, [K] each; level_loss and level_count [K, LEVELS], the sum and the number of losses per
+    tenth of task.levels. The random numbers of an example are addressed by (seed, step, place in the global batch).
     """
 
     def one_step(state: State, data, indices):
