@@ -6,7 +6,7 @@ from ddpm_jax import config as configs
 
 
 def small_images() -> ConfigDict:
-    """A U-Net of 1.1 million parameters for grey images of 28x28, which a CPU trains in an hour or two."""
+    """A U-Net of 1.1 million parameters for grey images of 28x28."""
     config = configs.base()
     config.network.update(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(7,))
     config.optim.update(learning_rate=1e-3, warmup_steps=200)
