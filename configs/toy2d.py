@@ -2,8 +2,8 @@
 
 python -m ddpm_jax.main --config=configs/toy2d.py --config.data.pattern=ring --workdir=runs/ring
 
-Expect the pattern with some points beside it (experiments/first_runs/swiss_roll.png). Measured on 2 cores of an AMD EPYC (Zen 4),
-jax 0.10.2, 2026-11-20: 40 s the first time, 20 s with the compiled programs in the cache.
+Expect the pattern with some points beside it (experiments/first_runs/swiss_roll.png). Measured on 2 cores of an AMD EPYC
+(Zen 4), jax 0.10.2, 2026-11-20: 40 s the first time, 20 s with the compiled programs in the cache.
 """
 
 from ddpm_jax import config as configs
