@@ -153,7 +153,7 @@ def test_exit_codes(call):
     assert call(SMOKE, job=raising(UserError("No\n  good."))) == (2, "", "error: No good.\n")
     assert call(SMOKE, job=raising(Diverged("Too far."))) == (3, "", "error: Too far.\n")
     code, _, err = call(SMOKE, job=raising(KeyboardInterrupt()))
-    assert code == 130 and "The same command continues" in err and "Traceback" not in err
+    assert code == 130 and "continues from its last checkpoint by the same command" in err and "Traceback" not in err
     with pytest.raises(ZeroDivisionError):  # a bug shows its traceback
         call(SMOKE, job=raising(ZeroDivisionError()))
 

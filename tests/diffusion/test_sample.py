@@ -97,12 +97,13 @@ def test_evaluations_are_counted_not_assumed():
 
 
 def test_progress_is_told_and_changes_nothing():
+    """But for the last bit: with the callback it is another program, whose multiplications and additions fuse otherwise."""
     told = []
     times = uniform(PROCESS, 101)
     x, _, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), progress=lambda done: told.append(int(done)))
     jax.effects_barrier()
     assert sorted(told) == list(range(5, 101, 5))
-    chex.assert_trees_all_equal(x, sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,))[0])
+    chex.assert_trees_all_close(x, sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,)).x, atol=1e-6)
 
 
 def test_frames_are_states_of_the_chain():
