@@ -118,8 +118,7 @@ def _restore(manager, step, target):
                 f"{name} in the checkpoint of step {step} is {leaf.dtype}{list(leaf.shape)}, "
                 f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}."
             )
-    order = _flatten(target)
-    return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in order]), meta
+    return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in wanted]), meta
 
 
 def _flatten(tree):
