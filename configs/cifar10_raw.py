@@ -11,4 +11,4 @@ from ddpm_jax import presets, variants
 def get_config(names: str = ""):
     config = presets.cifar_ddpm()
     config.data.name = "cifar10_raw"
-    return variants.apply(config, names)
+    return variants.apply(config, names, presets.CIFAR_PUBLISHED)

@@ -4,14 +4,13 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from ddpm_jax.construct import construct, takes
+from ddpm_jax.construct import takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import WEIGHTINGS
-from ddpm_jax.diffusion.posterior import VARIANCES
+from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import LASTS
@@ -21,7 +20,7 @@ from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training.optimizers import OPTIMIZERS
-from ddpm_jax.training.tasks import TASKS
+from ddpm_jax.training.tasks import TASKS, kernel
 
 
 class Key(NamedTuple):
@@ -36,9 +35,11 @@ class Key(NamedTuple):
 
 
 POSITIVE = (lambda value: 0 < value < 2**31, "greater than 0 and below 2^31")
+FINITE = (lambda value: -(2**31) < value < 2**31, "of either sign, below 2^31")
 NOT_NEGATIVE = (lambda value: 0 <= value < 2**31, "at least 0 and below 2^31")
 FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
 BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
 
@@ -70,12 +71,30 @@ KEYS: dict[str, Key] = {
     "network.head_channels": Key(0, "unet: channels of one attention head; 0: `heads` heads everywhere", NOT_NEGATIVE),
     "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
     "process.name": Key("linear", "the noising process", PROCESSES),
-    "process.steps": Key(1000, "T of the beta table", POSITIVE),
-    "process.beta_start": Key(1e-4, "first beta", POSITIVE),
-    "process.beta_end": Key(0.02, "last beta", POSITIVE),
+    "process.steps": Key(1000, "T of a beta table, levels of ncsn", POSITIVE),
+    "process.beta_start": Key(0.0, "first beta; 0: as in the table's paper", NOT_NEGATIVE),
+    "process.beta_end": Key(0.0, "last beta; 0: as in the table's paper", NOT_NEGATIVE),
+    "process.rescale": Key(False, "linear: betas times 1000 / T (improved diffusion), not as they are (Ho et al.)"),
+    "process.offset": Key(0.008, "cosine: the s of its formula", NOT_NEGATIVE),
+    "process.beta_limit": Key(0.999, "cosine: no beta above it", BELOW_ONE),
+    "process.low": Key(-3.0, "sigmoid_alpha_bar: where its logistic curve begins", FINITE),
+    "process.high": Key(3.0, "sigmoid_alpha_bar: where it ends", FINITE),
+    "process.tau": Key(1.0, "sigmoid_alpha_bar: its temperature", POSITIVE),
+    "process.zero_terminal_snr": Key(False, "tables: shifted so that no signal is left at the end (Lin et al. 2024)"),
+    "process.beta_min": Key(0.1, "vp, sub_vp: beta(0)", POSITIVE),
+    "process.beta_max": Key(20.0, "vp, sub_vp: beta(1)", POSITIVE),
+    "process.log_snr_limit": Key(20.0, "continuous_cosine: log-SNR at t = 0", POSITIVE),
+    "process.sigma_min": Key(0.0, "ve, ncsn, edm: least noise; 0: as in the process's paper", NOT_NEGATIVE),
+    "process.sigma_max": Key(0.0, "ve, ncsn, edm: most noise; 0: as in the process's paper", NOT_NEGATIVE),
+    "process.t_max": Key(1 - 1e-5, "rectified_flow: the last time", UNIT),
     "prediction.name": Key("eps", "what the network predicts", PREDICTIONS),
-    "loss.weighting": Key("simple", "weight of the squared eps error", WEIGHTINGS),
+    "prediction.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
+    "loss.weighting": Key("simple", "what squared error is averaged: simple, that of eps; x0; v; velocity; edm", WEIGHTINGS),
+    "loss.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
     "times.name": Key("uniform", "distribution of training times", TIMES),
+    "times.t_min": Key(0.0, "uniform in continuous time: the lower end; 0: the process's own", NOT_NEGATIVE),
+    "times.mean": Key(-1.2, "log_normal: mean of log(sigma / alpha)", FINITE),
+    "times.std": Key(1.2, "log_normal: its standard deviation", POSITIVE),
     "optim.name": Key("adam", "the optimizer", OPTIMIZERS),
     "optim.learning_rate": Key(2e-4, "after the warm-up", POSITIVE),
     "optim.warmup_steps": Key(5000, "steps of linear warm-up from 0", NOT_NEGATIVE),
@@ -95,7 +114,11 @@ KEYS: dict[str, Key] = {
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
     "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", POSITIVE),
     "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
-    "sampler.variance": Key("large", "ancestral: variance of the reverse step", VARIANCES),
+    "sampler.t_min": Key(0.0, "the last of them in continuous time; 0: the process's own", NOT_NEGATIVE),
+    "sampler.sections": Key("10,10,15,15,15", "sections: their counts per section of the chain, or ddim50"),
+    "sampler.rho": Key(7.0, "karras: sigma^(1/rho) is evenly spaced", POSITIVE),
+    "sampler.times": Key((1.0,), "explicit: the times themselves", NOT_NEGATIVE),
+    "sampler.variance": Key("large", "ancestral: variance of the reverse step", FIXED_VARIANCES),
     "sampler.eta": Key(0.0, "ddim: share of fresh noise", FRACTION),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
@@ -142,32 +165,24 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 def applies(key: str, config: ConfigDict) -> bool:
     """False where another choice in the key's section takes the key, but the one chosen does not."""
     section, _, leaf = key.partition(".")
-    table = KEYS.get(f"{section}.name", Key("", "")).accepts
-    if not isinstance(table, dict) or not any(takes(constructor, leaf) for constructor in table.values()):
-        return True
-    return takes(table[config[section].name], leaf)
+    for chooser, (_, _, table) in KEYS.items():
+        if chooser.startswith(section + ".") and isinstance(table, dict) and any(takes(c, leaf) for c in table.values()):
+            return takes(table[config[section][chooser.removeprefix(section + ".")]], leaf)
+    return True
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UserError for an unknown key, a missing key, a value of the wrong type, or one that is not accepted."""
+    """Raises UserError for an unknown key, a missing key, a value that is not accepted, or values that do not go together."""
     check_complete(config)
     for key, value in flatten(config).items():
         check_value(key, value)
-    process, sampler = config.process, config.sampler
-    if process.beta_end >= 1 or process.beta_start > process.beta_end:
-        raise UserError(
-            "The betas must grow from process.beta_start to process.beta_end < 1, but these are "
-            f"{process.beta_start} and {process.beta_end}."
-        )
     try:
-        jax.eval_shape(lambda: GRIDS[sampler.grid](construct(PROCESSES, process), sampler.steps))
+        kernel(config)
     except ValueError as error:
-        raise UserError(
-            f"config.sampler.steps={sampler.steps} does not go with config.sampler.grid={sampler.grid} and "
-            f"config.process.steps={process.steps}: {error}. Take fewer sampler.steps."
-        ) from error
-    if sampler.last == "mean" and sampler.steps < 2:
-        raise UserError("config.sampler.last=mean, the mean of the last transition, needs config.sampler.steps=2 or more.")
+        chosen = ("process.name", "process.steps", "prediction.name", "times.name", "sampler.name", "sampler.grid", "sampler.steps")
+        flat = flatten(config)
+        settings = ", ".join(f"config.{key}={flat[key]}" for key in chosen)
+        raise UserError(f"These settings do not go together: {settings}. The reason: {error}.") from error
 
 
 def check_complete(config: ConfigDict) -> None:

@@ -5,10 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def construct(table: Mapping[str, Callable], section: Mapping[str, Any]) -> Any:
-    """table[section["name"]], called with those of the section's other values that are its parameters."""
-    constructor = table[section["name"]]
-    return constructor(**{key: value for key, value in section.items() if takes(constructor, key)})
+def construct(table: Mapping[str, Callable], section: Mapping[str, Any], *given: Any, choice: str = "name") -> Any:
+    """table[section[choice]], called with `given` and those of the section's values that are its keyword parameters."""
+    constructor = table[section[choice]]
+    return constructor(*given, **arguments(constructor, section))
+
+
+def arguments(constructor: Callable, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section's values that are keyword parameters of the constructor."""
+    return {key: value for key, value in section.items() if takes(constructor, key)}
 
 
 def takes(constructor: Any, key: str) -> bool:

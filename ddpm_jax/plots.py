@@ -50,6 +50,12 @@ def scatter(points: np.ndarray, limit: float = 1.5, side: int = 320) -> np.ndarr
     return np.repeat((255 * 0.5**count).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
+def in_view(film: np.ndarray) -> np.ndarray:
+    """The film, its frames divided by their root mean square where that is above 1: noise without bound becomes visible."""
+    size = np.sqrt(np.square(film, dtype=np.float64).mean(axis=tuple(range(1, film.ndim)), keepdims=True))
+    return (film / np.maximum(size, 1)).astype(film.dtype)
+
+
 def filmstrip(film: np.ndarray, rows: int = 8, columns: int = 10) -> np.ndarray:
     """One row per image, at most `columns` of its frames from left to right; of points, one row of scatter plots."""
     film = film[np.unique(np.rint(np.linspace(0, len(film) - 1, min(columns, len(film)))).astype(int))]

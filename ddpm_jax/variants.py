@@ -1,6 +1,6 @@
 """Variants: functions that edit a config, usable with every data set. `--config=configs/mnist.py:ddim,smoke`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -18,12 +18,53 @@ class Variant(NamedTuple):
 
 def ddpm(config: ConfigDict) -> None:
     """the ancestral sampler on all steps of the chain, fixed large variance (Ho et al. 2020)"""
-    config.sampler.update(name="ancestral", steps=config.process.steps, variance="large")
+    config.sampler.update(name="ancestral", steps=config.process.steps, grid="uniform", variance="large")
 
 
 def ddim(config: ConfigDict) -> None:
     """the deterministic DDIM sampler in 50 steps (Song et al. 2021)"""
-    config.sampler.update(name="ddim", steps=50, eta=0.0)
+    config.sampler.update(name="ddim", steps=50, grid="uniform", eta=0.0)
+
+
+def _learn(config, process, prediction, weighting, times="uniform"):
+    config.process.name, config.prediction.name = process, prediction
+    config.loss.weighting, config.times.name = weighting, times
+
+
+def vp(config: ConfigDict) -> None:
+    """the variance-preserving SDE, Euler-Maruyama on its reverse (Song et al. 2021, score SDE)"""
+    _learn(config, "vp", "eps", "simple")
+    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+
+
+def subvp(config: ConfigDict) -> None:
+    """the sub-VP SDE, Euler-Maruyama on its reverse (Song et al. 2021, score SDE)"""
+    _learn(config, "sub_vp", "eps", "simple")
+    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+
+
+def ve(config: ConfigDict) -> None:
+    """the variance-exploding SDE, Euler-Maruyama on its reverse (Song et al. 2021, score SDE)"""
+    _learn(config, "ve", "eps", "simple")
+    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+
+
+def edm(config: ConfigDict) -> None:
+    """preconditioning, loss, noise levels and the 18-step Heun sampler of Karras et al. 2022"""
+    _learn(config, "edm", "edm", "edm", "log_normal")
+    config.sampler.update(name="heun", steps=18, grid="karras")
+
+
+def flow(config: ConfigDict) -> None:
+    """rectified flow: the velocity on straight paths, 50 steps of Euler's method (Liu et al. 2023)"""
+    _learn(config, "rectified_flow", "velocity", "velocity")
+    config.sampler.update(name="euler", steps=50, grid="uniform")
+
+
+def v(config: ConfigDict) -> None:
+    """v-prediction on the cosine schedule in continuous time, 50 steps of DDIM (Salimans & Ho 2022)"""
+    _learn(config, "continuous_cosine", "v", "v")
+    config.sampler.update(name="ddim", steps=50, grid="uniform", eta=0.0)
 
 
 def smoke(config: ConfigDict) -> None:
@@ -37,6 +78,12 @@ def smoke(config: ConfigDict) -> None:
 VARIANTS: dict[str, Variant] = {
     "ddpm": Variant(ddpm, "sampler"),
     "ddim": Variant(ddim, "sampler"),
+    "vp": Variant(vp, "process"),
+    "subvp": Variant(subvp, "process"),
+    "ve": Variant(ve, "process"),
+    "edm": Variant(edm, "process"),
+    "flow": Variant(flow, "process"),
+    "v": Variant(v, "process"),
     "smoke": Variant(smoke, "size"),
 }
 
@@ -46,9 +93,10 @@ def split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def apply(config: ConfigDict, names: str) -> ConfigDict:
+def apply(config: ConfigDict, names: str, published: Mapping[str, Callable[[ConfigDict], None]] | None = None) -> ConfigDict:
     """Edits the config by the comma-separated variants, left to right, `smoke` last, and validates it.
 
+    published: what a variant's paper sets besides on this data set, by the variant's name; it is applied right after the variant.
     Raises UserError for an unknown variant, one given twice, or two of one group.
     """
     chosen = split(names)
@@ -68,5 +116,7 @@ def apply(config: ConfigDict, names: str) -> ConfigDict:
         taken[group] = name
     for name in sorted(chosen, key=lambda name: name == "smoke"):
         VARIANTS[name].edit(config)
+        if published and name in published:
+            published[name](config)
     configs.validate(config)
     return config

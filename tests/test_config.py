@@ -14,6 +14,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
+from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import WEIGHTINGS
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
@@ -43,17 +44,9 @@ def altered(constructor, **values):
     return other
 
 
-def negated(process, x, t, output, *rest):
-    return PREDICTIONS["eps"].to_prediction(process, x, t, -output, *rest)
-
-
 # A second entry for tables, so that the choice can be seen where there is but one.
 SECOND = {
     "network.name": (NETWORKS, altered(NETWORKS["unet"], blocks=2)),
-    "process.name": (PROCESSES, altered(PROCESSES["linear"], beta_end=0.03)),
-    "prediction.name": (PREDICTIONS, PREDICTIONS["eps"]._replace(to_prediction=negated)),
-    "loss.weighting": (WEIGHTINGS, lambda process, t: process.alpha(t)),
-    "times.name": (TIMES, lambda process, keys: TIMES["uniform"](process, keys) ** 2),
 }
 
 # key: (another value, which of the task's parts it changes: init, loss, sample; what both configs also set)
@@ -71,16 +64,38 @@ TASK_KEYS = {
     "network.residual_resample": (True, "init loss sample", {}),
     "network.head_channels": (4, "init loss sample", {}),
     "data.flip": (True, "loss", {}),
-    "process.name": ("second", "loss sample", {}),
+    "process.name": ("cosine", "loss sample", {}),
     "process.steps": (900, "loss sample", {}),
     "process.beta_start": (2e-4, "loss sample", {}),
     "process.beta_end": (0.03, "loss sample", {}),
-    "prediction.name": ("second", "sample", {}),
-    "loss.weighting": ("second", "loss", {}),
-    "times.name": ("second", "loss", {}),
+    "process.rescale": (True, "loss sample", {"process.steps": 900}),
+    "process.offset": (0.01, "loss sample", {"process.name": "cosine"}),
+    "process.beta_limit": (0.9, "loss sample", {"process.name": "cosine"}),
+    "process.low": (-2.0, "loss sample", {"process.name": "sigmoid_alpha_bar"}),
+    "process.high": (2.0, "loss sample", {"process.name": "sigmoid_alpha_bar"}),
+    "process.tau": (0.5, "loss sample", {"process.name": "sigmoid_alpha_bar"}),
+    "process.zero_terminal_snr": (True, "loss sample", {"prediction.name": "v"}),
+    "process.beta_min": (0.2, "loss sample", {"process.name": "vp"}),
+    "process.beta_max": (10.0, "loss sample", {"process.name": "vp"}),
+    "process.log_snr_limit": (15.0, "loss sample", {"process.name": "continuous_cosine"}),
+    "process.sigma_min": (0.02, "loss sample", {"process.name": "ve"}),
+    "process.sigma_max": (20.0, "loss sample", {"process.name": "ve"}),
+    "process.t_max": (0.9, "loss sample", {"process.name": "rectified_flow"}),
+    "prediction.name": ("x0", "loss sample", {}),
+    "prediction.sigma_data": (0.7, "loss sample", {"prediction.name": "edm"}),
+    "loss.weighting": ("v", "loss", {}),
+    "loss.sigma_data": (0.7, "loss", {"loss.weighting": "edm"}),
+    "times.name": ("log_normal", "loss", {"process.name": "edm"}),
+    "times.t_min": (0.01, "loss", {"process.name": "vp"}),
+    "times.mean": (0.0, "loss", {"process.name": "edm", "times.name": "log_normal"}),
+    "times.std": (1.0, "loss", {"process.name": "edm", "times.name": "log_normal"}),
     "sampler.name": ("ddim", "sample", {}),
     "sampler.steps": (6, "sample", {}),
     "sampler.grid": ("quadratic", "sample", {}),
+    "sampler.t_min": (0.01, "sample", {"process.name": "vp"}),
+    "sampler.sections": ("2,2,1", "sample", {"sampler.grid": "sections", "sampler.sections": "ddim5"}),
+    "sampler.rho": (5.0, "sample", {"sampler.grid": "karras", "process.name": "edm"}),
+    "sampler.times": ((0.5,), "sample", {"sampler.grid": "explicit", "sampler.steps": 1}),
     "sampler.variance": ("small", "sample", {}),
     "sampler.eta": (0.5, "sample", {"sampler.name": "ddim"}),
     "sampler.last": ("mean", "sample", {}),
@@ -405,23 +420,28 @@ def test_a_key_applies_where_the_choice_takes_it():
     assert configs.applies("data.raw_dir", config)
 
 
-MADE_FROM_KEYS = {"data": SOURCES, "network": NETWORKS, "process": PROCESSES, "optim": OPTIMIZERS, "sampler": SAMPLERS}
+MADE_FROM_KEYS = [
+    ("data", SOURCES), ("network", NETWORKS), ("process", PROCESSES), ("prediction", PREDICTIONS), ("loss", WEIGHTINGS),
+    ("times", TIMES), ("optim", OPTIMIZERS), ("sampler", SAMPLERS), ("sampler", GRIDS),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("section", MADE_FROM_KEYS)
-def test_every_choice_gets_all_that_it_requires(section):
-    for name, constructor in MADE_FROM_KEYS[section].items():
-        parameters = inspect.signature(constructor).parameters.values()
+@pytest.mark.parametrize("section, table", MADE_FROM_KEYS)
+def test_every_choice_gets_all_that_it_requires(section, table):
+    """From its section of the config, whose keys are all that it takes."""
+    for name, constructor in table.items():
+        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name not in ("process", "keys")]
         required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
         assert required <= set(configs.base()[section]), name
+        if section not in ("data", "network", "optim"):
+            assert {parameter.name for parameter in parameters} <= set(configs.base()[section]), name
 
 
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
     "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
-    "data.seed", "data.flip", "process.name", "process.steps", "process.beta_start", "process.beta_end",
-    "prediction.name", "loss.weighting", "times.name", "ema.decay", "train.batch_size",
-    *(key for key in configs.KEYS if key.startswith(("network.", "optim."))),
+    "data.seed", "data.flip", "ema.decay", "train.batch_size",
+    *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {
     "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "train.steps", "train.steps_per_call",

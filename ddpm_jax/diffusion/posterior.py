@@ -1,32 +1,66 @@
-"""The Gaussian posterior q(x_s | x_t, x_0), s < t, and the variances used for the reverse step in its place."""
+"""The Gaussian posterior q(x_s | x_t, x_0), s < t, and the variances used for the reverse step in its place.
+
+A variance belongs to the pair (t, s): variance(process, t, s, raw), where raw is the network's second output (`Prediction.raw`),
+which the fixed ones do not look at. So samplers and the variational bound use one function.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.processes import Process, expand, one_minus_snr_ratio
+from ddpm_jax.diffusion.process import Process, check_times, expand, one_minus_snr_ratio
 
 
 def posterior_mean(process: Process, x: jax.Array, x0: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
-    """E[x_s | x_t, x_0] = a (sigma_s / sigma_t)^2 x_t + alpha_s (1 - SNR_t / SNR_s) x_0,  a = alpha_t / alpha_s.
+    """E[x_s | x_t, x_0], equation (4) of `process`. x, x0: [B, ...]; t, s: [] or [B]; s <= t. s = 0 on a table gives x_0.
 
-    x, x0: [B, ...]; t, s: [] or [B]. Ho et al. 2020, eq. 7, for any process and any pair s < t; s = 0 gives x_0.
+    Ho et al. 2020, eq. 7, for any process and pair.
     """
+    check_times(process, t=t, s=s)
     a = jnp.exp(process.log_alpha(t) - process.log_alpha(s))
     of_x = a * (process.sigma(s) / process.sigma(t)) ** 2
     of_x0 = process.alpha(s) * one_minus_snr_ratio(process, t, s)
     return expand(of_x, x) * x + expand(of_x0, x) * x0
 
 
-def small_variance(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
+def small_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
     """sigma_s^2 (1 - SNR_t / SNR_s): the variance of q(x_s | x_t, x_0); right where x_0 is a single point."""
     return process.sigma(s) ** 2 * one_minus_snr_ratio(process, t, s)
 
 
-def large_variance(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
+def large_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
     """sigma_t^2 (1 - SNR_t / SNR_s): the variance of q(x_t | x_s), beta_n on a full chain; right where x_0 ~ N(0, I)."""
     return process.sigma(t) ** 2 * one_minus_snr_ratio(process, t, s)
 
 
-VARIANCES: dict[str, Callable] = {"small": small_variance, "large": large_variance}
+def clipped_small_variance(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
+    """`small_variance`, but where sigma_s = 0 that of the next pair up, (2t - s, t), so that it has a logarithm.
+
+    On the full chain the posterior variance "clipped at the first step" of Ho et al. 2020 and Nichol & Dhariwal 2021. t at most
+    t_max / 2 there.
+    """
+    first = process.sigma(s) == 0
+    return small_variance(process, jnp.where(first, 2 * t - s, t), jnp.where(first, t, s))
+
+
+def learned_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array) -> jax.Array:  # noqa: ARG001
+    """exp(raw): raw is the log-variance (Nichol & Dhariwal 2021, code). Means something on the chain that it was trained on only."""
+    return jnp.exp(_checked(raw))
+
+
+def learned_range_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array) -> jax.Array:
+    """exp(u log large + (1 - u) log small), u = (raw + 1) / 2 (Nichol & Dhariwal 2021, eq. 15); small is clipped, above."""
+    u = (_checked(raw) + 1) / 2
+    large, small = large_variance(process, t, s), clipped_small_variance(process, t, s)
+    return jnp.exp(u * expand(jnp.log(large), raw) + (1 - u) * expand(jnp.log(small), raw))
+
+
+def _checked(raw):
+    if raw is None:
+        raise ValueError("a learned variance needs a network with a second output, and this one has none: use small or large")
+    return raw
+
+
+FIXED_VARIANCES: dict[str, Callable] = {"small": small_variance, "large": large_variance}
+VARIANCES: dict[str, Callable] = FIXED_VARIANCES | {"learned": learned_variance, "learned_range": learned_range_variance}

@@ -1,24 +1,14 @@
-"""Gaussian diffusion processes.
+"""Processes: constructors of `Process`. Parameters of continuous ones may be traced.
 
-A process is two functions of time, from data (small t) to noise (large t):
+Discrete: a table of T betas is the process with t = n/T on [0, 1]: exact at n = 0..T, linear in log_alpha between (in alpha
+where the last is 0), derivatives from the left, nan outside. The network is shown n - 1.
 
-    x_t = alpha(t) x_0 + sigma(t) eps,   eps ~ N(0, I)                                     (1)
-
-It is kept as `log_alpha` and `sigma`; all else follows:
-
-    log-SNR          log_snr(t) = 2 (log_alpha(t) - log sigma(t)), decreasing in t         (2)
-    transition       q(x_t | x_s) = N(a x_s, b^2 I),  s < t,
-                     a = alpha(t) / alpha(s),  b^2 = sigma(t)^2 (1 - SNR(t) / SNR(s))      (3)
-    SDE              dx = f x dt + g dw,  f = d log_alpha / dt,  g^2 = -sigma^2 d log_snr / dt   (4)
-
-1 - SNR(t)/SNR(s) is always written -expm1(log_snr(t) - log_snr(s)), and 1 - alpha^2 as -expm1(2 log_alpha): no differences
-of nearly equal numbers. See Kingma et al. 2021 (Variational Diffusion Models), section 3 and appendix A.
-
-A table of T betas is the process with t = n/T: exact at n = 0..T, linear in log_alpha between, derivatives from the left,
-nan outside [0, 1].
+Continuous: t in [0, t_max]; the network is shown 999 t (vp, sub_vp, continuous_cosine, rectified_flow), log sigma (ve) or
+log(sigma) / 4 (edm).
 """
 
-import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -26,61 +16,50 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion import betas as beta_tables
+from ddpm_jax.diffusion.betas import BETAS, rescale_zero_terminal_snr
+from ddpm_jax.diffusion.process import Process, Start
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Process:
-    """A Gaussian diffusion. Its functions are `Partial`s of module-level functions and arrays, so it is a pytree.
-
-    All functions of t are elementwise, for t of any shape.
-    """
-
-    log_alpha: Callable
-    sigma: Callable
-    time_input: Callable  # t -> what the network is shown of time
-    t_min: jax.Array  # default lower end of training and sampling
-    t_max: jax.Array
-    prior_std: jax.Array  # of the state that sampling starts from
-    num_steps: int = dataclasses.field(metadata={"static": True}, default=0)  # T of a table, 0 where time is continuous
-
-    def alpha(self, t):
-        return jnp.exp(self.log_alpha(t))
-
-    def log_snr(self, t):
-        """Equation (2); +inf where sigma = 0."""
-        return 2 * (self.log_alpha(t) - jnp.log(self.sigma(t)))
-
-    def drift(self, t):
-        """f(t) of equation (4)."""
-        return derivative(self.log_alpha, t)
-
-    def diffusion2(self, t):
-        """g(t)^2 of equation (4)."""
-        return -(self.sigma(t) ** 2) * derivative(self.log_snr, t)
+def _floats(*values):
+    return tuple(jnp.asarray(value, float) for value in values)
 
 
-def derivative(f: Callable, t: jax.Array) -> jax.Array:
-    """df/dt of an elementwise f, for t of any shape."""
-    t = jnp.asarray(t, float)
-    return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
+def _zeros(t):
+    return jnp.zeros_like(t, float)
 
 
-def expand(coefficient: jax.Array, like: jax.Array) -> jax.Array:
-    """Appends axes to a coefficient of shape [] or [B] until it broadcasts against `like` [B, ...]."""
-    coefficient = jnp.asarray(coefficient)
-    return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
+def _ones(t):
+    return jnp.ones_like(t, float)
 
 
-def add_noise(process: Process, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-    """x_t of equation (1). x0, eps: [B, ...]; t: [] or [B]."""
-    return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
+def _identity(t):
+    return jnp.asarray(t, float)
 
 
-def one_minus_snr_ratio(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
-    """1 - SNR(t) / SNR(s) for s < t, in (0, 1]; 1 at s = 0, where SNR(s) is infinite."""
-    return -jnp.expm1(process.log_snr(t) - process.log_snr(s))
+def _exp_of(log_f, t):
+    return jnp.exp(log_f(t))
+
+
+def _scaled_log_of(scale, f, t):
+    return scale * jnp.log(f(t))
+
+
+def _scaled(scale, t):
+    return scale * t
+
+
+def _sqrt(variance):
+    """With gradient 0 where the variance is 0."""
+    zero = variance == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, variance)))
+
+
+def _variance_preserving_sigma(log_alpha, t):
+    return _sqrt(-jnp.expm1(2 * log_alpha(t)))
+
+
+def _variance_preserving_log_alpha(log_snr):
+    return -0.5 * jax.nn.softplus(-log_snr)
 
 
 # ------------------------------------------------------------------------------------------------ tables of T steps
@@ -94,13 +73,40 @@ def _position(num_steps, t):
     return jnp.where((position >= 0) & (position <= num_steps), position, jnp.nan)
 
 
+def _table_interval(table, t):
+    """Where T t stands in table [T + 1]: the entry before it, the fraction of the way to the next, log_alpha in between, and
+    whether the next is -inf, in which case alpha is linear and log_alpha is not to be used. Half open to the left."""
+    position = _position(table.shape[0] - 1, t)
+    lower = jnp.clip(jnp.ceil(jnp.nan_to_num(position)).astype(int) - 1, 0, table.shape[0] - 2)
+    low, high, fraction = table[lower], table[lower + 1], position - lower
+    ends = jnp.isneginf(high)
+    return low, fraction, (1 - fraction) * low + fraction * jnp.where(ends, 0.0, high), ends
+
+
 def _table_log_alpha(table, t):
-    """Interpolates table [T + 1] linearly at T t. The interval is half open to the left, so derivatives are from the left."""
-    num_steps = table.shape[0] - 1
-    position = _position(num_steps, t)
-    lower = jnp.clip(jnp.ceil(jnp.nan_to_num(position)).astype(int) - 1, 0, num_steps - 1)
-    fraction = position - lower
-    return (1 - fraction) * table[lower] + fraction * table[lower + 1]
+    low, fraction, log_alpha, ends = _table_interval(table, t)
+    return jnp.where(ends, low + jnp.log1p(-jnp.where(ends, fraction, 0.0)), log_alpha)
+
+
+def _table_alpha(table, t):
+    low, fraction, log_alpha, ends = _table_interval(table, t)
+    return jnp.where(ends, jnp.exp(low) * (1 - fraction), jnp.exp(log_alpha))
+
+
+def _table_sigma(table, t):
+    _, _, log_alpha, ends = _table_interval(table, t)
+    return _sqrt(jnp.where(ends, 1 - _table_alpha(table, t) ** 2, -jnp.expm1(2 * log_alpha)))
+
+
+def _table_inverse(table, log_snr):
+    """Beyond the table it goes on in a straight line, to times that the process itself refuses with nan."""
+    log_alpha = _variance_preserving_log_alpha(log_snr)
+    last, zero_terminal = table.shape[0] - 1, jnp.isneginf(table[-1])
+    end = jnp.where(zero_terminal, table[-2] - 1.0, table[-1])
+    position = jnp.interp(log_alpha, table.at[-1].set(end)[::-1], jnp.arange(last, -1, -1, dtype=table.dtype))
+    position += jnp.maximum(end - log_alpha, 0.0) / (table[-2] - end)
+    ends = zero_terminal & (log_alpha < table[-2])
+    return jnp.where(ends, last - jnp.exp(jnp.where(ends, log_alpha - table[-2], 0.0)), position) / last
 
 
 def _table_index(num_steps, t):
@@ -108,19 +114,11 @@ def _table_index(num_steps, t):
     return _position(num_steps, t) - 1
 
 
-def _variance_preserving_sigma(log_alpha, t):
-    """sqrt(1 - alpha^2); a double where keeps the gradient finite at t = 0."""
-    variance = -jnp.expm1(2 * log_alpha(t))
-    zero = variance == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, variance)))
-
-
 def from_betas(betas: np.ndarray) -> Process:
     """The variance-preserving chain of a beta table [T], as a process on t in [0, 1] with t = n/T (Ho et al. 2020, eq. 4).
 
-    alpha(n/T)^2 is the product of (1 - beta_k) for k = 1..n, summed in logarithms in float64. The network is shown n - 1.
-    Sampling starts from N(0, I). Raises ValueError, naming the index, for a beta outside (0, 1); exactly 1 is legal as the
-    last entry only (zero terminal SNR).
+    alpha(n/T)^2 is the product of (1 - beta_k) for k = 1..n, summed in logarithms in float64. Prior N(0, I). Raises ValueError,
+    naming the index, for a beta outside (0, 1); exactly 1 is legal as the last entry only (zero terminal SNR).
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not len(betas):
@@ -131,22 +129,232 @@ def from_betas(betas: np.ndarray) -> Process:
         index = int(np.argmin(legal))
         raise ValueError(f"betas must lie in (0, 1) (the last may be 1), found betas[{index}] = {betas[index]}")
     with np.errstate(divide="ignore"):
-        table = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
-    log_alpha = Partial(_table_log_alpha, jnp.asarray(table, float))
+        table = jnp.asarray(np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))]), float)
     return Process(
-        log_alpha=log_alpha,
-        sigma=Partial(_variance_preserving_sigma, log_alpha),
+        log_alpha=Partial(_table_log_alpha, table),
+        alpha=Partial(_table_alpha, table),
+        sigma=Partial(_table_sigma, table),
+        inverse_log_snr=Partial(_table_inverse, table),
         time_input=Partial(_table_index, len(betas)),
-        t_min=jnp.asarray(1 / len(betas), float),
+        t_min=Start(*_floats(*[1 / len(betas)] * 3)),
         t_max=jnp.asarray(1.0),
         prior_std=jnp.asarray(1.0),
         num_steps=len(betas),
     )
 
 
-def linear(*, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Process:
-    """The table of Ho et al. 2020."""
-    return from_betas(beta_tables.linear(steps, beta_start, beta_end))
+def _of_table(make_betas):
+    """The process of a beta table, constructed by the table's parameters and `zero_terminal_snr`."""
+
+    @functools.wraps(make_betas)
+    def process(*, zero_terminal_snr=False, **parameters):
+        betas = make_betas(**parameters)
+        return from_betas(rescale_zero_terminal_snr(betas) if zero_terminal_snr else betas)
+
+    own = inspect.Parameter("zero_terminal_snr", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+    signature = inspect.signature(make_betas)
+    process.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own], return_annotation=Process)
+    return process
 
 
-PROCESSES: dict[str, Callable[..., Process]] = {"linear": linear}
+# ------------------------------------------------------------------------------------------------ continuous time
+
+
+def _vp_log_alpha(beta_min, beta_max, t):
+    return -0.25 * (beta_max - beta_min) * t**2 - 0.5 * beta_min * t
+
+
+def _vp_time(beta_min, beta_max, log_alpha):
+    """t of _vp_log_alpha: the root of the quadratic, in the form that is exact for small t too."""
+    return -4 * log_alpha / (beta_min + jnp.sqrt(beta_min**2 - 4 * (beta_max - beta_min) * log_alpha))
+
+
+def _vp_inverse(beta_min, beta_max, log_snr):
+    return _vp_time(beta_min, beta_max, _variance_preserving_log_alpha(log_snr))
+
+
+def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
+    """beta(t) = beta_min + t (beta_max - beta_min), log alpha = -1/2 int beta, sigma^2 = 1 - alpha^2; t in [0, 1].
+
+    Score SDE (Song et al. 2021), eq. 11 and 32-33: f = -beta/2, g^2 = beta. Prior N(0, I).
+    """
+    log_alpha = Partial(_vp_log_alpha, *_floats(beta_min, beta_max))
+    return Process(
+        log_alpha=log_alpha,
+        alpha=Partial(_exp_of, log_alpha),
+        sigma=Partial(_variance_preserving_sigma, log_alpha),
+        inverse_log_snr=Partial(_vp_inverse, *_floats(beta_min, beta_max)),
+        time_input=Partial(_scaled, 999.0),
+        t_min=Start(*_floats(1e-5, 1e-3, 1e-5)),
+        t_max=jnp.asarray(1.0),
+        prior_std=jnp.asarray(1.0),
+    )
+
+
+def _sub_vp_sigma(log_alpha, t):
+    return -jnp.expm1(2 * log_alpha(t))
+
+
+def _sub_vp_inverse(beta_min, beta_max, log_snr):
+    """SNR^(1/2) = alpha / (1 - alpha^2) = 1 / (2 sinh(-log alpha))."""
+    return _vp_time(beta_min, beta_max, -jnp.arcsinh(0.5 * jnp.exp(-0.5 * log_snr)))
+
+
+def sub_vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
+    """alpha of `vp`, sigma = 1 - alpha^2 (score SDE, eq. 14 and appendix B): g^2 = beta (1 - alpha^4). Prior N(0, sigma(1)^2 I)."""
+    log_alpha = Partial(_vp_log_alpha, *_floats(beta_min, beta_max))
+    sigma = Partial(_sub_vp_sigma, log_alpha)
+    return Process(
+        log_alpha=log_alpha,
+        alpha=Partial(_exp_of, log_alpha),
+        sigma=sigma,
+        inverse_log_snr=Partial(_sub_vp_inverse, *_floats(beta_min, beta_max)),
+        time_input=Partial(_scaled, 999.0),
+        t_min=Start(*_floats(1e-5, 1e-3, 1e-5)),
+        t_max=jnp.asarray(1.0),
+        prior_std=sigma(1.0),
+    )
+
+
+def _sine(slope, offset, t):
+    return jnp.sin(slope * t + offset)
+
+
+def _mirrored(f, t):
+    return f(1 - jnp.asarray(t, float))
+
+
+def _cosine_inverse(slope, offset, log_snr):
+    return (jnp.arctan(jnp.exp(-0.5 * log_snr)) - offset) / slope
+
+
+def continuous_cosine(*, log_snr_limit: float = 20.0) -> Process:
+    """log_snr = -2 log tan(a t + b), alpha^2 + sigma^2 = 1, from log_snr_limit at t = 0 to -log_snr_limit at t = 1.
+
+    The cosine schedule in continuous time (Salimans & Ho 2022; Kingma & Gao 2023, appendix E). Written with the sine of
+    a (1 - t) + b for alpha, which keeps its digits near t = 1. Prior N(0, I).
+    """
+    offset = jnp.arctan(jnp.exp(-0.5 * jnp.asarray(log_snr_limit, float)))
+    slope = 0.5 * jnp.pi - 2 * offset
+    sigma = Partial(_sine, slope, offset)
+    alpha = Partial(_mirrored, sigma)
+    return Process(
+        log_alpha=Partial(_scaled_log_of, 1.0, alpha),
+        alpha=alpha,
+        sigma=sigma,
+        inverse_log_snr=Partial(_cosine_inverse, slope, offset),
+        time_input=Partial(_scaled, 999.0),
+        t_min=Start(*_floats(0.0, 0.0, 0.0)),
+        t_max=jnp.asarray(1.0),
+        prior_std=jnp.asarray(1.0),
+    )
+
+
+def _geometric(low, high, t):
+    return low * (high / low) ** t
+
+
+def _geometric_inverse(low, high, log_snr):
+    return (-0.5 * log_snr - jnp.log(low)) / jnp.log(high / low)
+
+
+def ve(*, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (score SDE, eq. 9 and appendix C).
+
+    g^2 = 2 sigma^2 log(sigma_max / sigma_min). Prior N(0, sigma_max^2 I).
+    """
+    sigma = Partial(_geometric, *_floats(sigma_min, sigma_max))
+    return Process(
+        log_alpha=Partial(_zeros),
+        alpha=Partial(_ones),
+        sigma=sigma,
+        inverse_log_snr=Partial(_geometric_inverse, *_floats(sigma_min, sigma_max)),
+        time_input=Partial(_scaled_log_of, 1.0, sigma),
+        t_min=Start(*_floats(1e-5, 1e-5, 1e-5)),
+        t_max=jnp.asarray(1.0),
+        prior_std=jnp.asarray(sigma_max, float),
+    )
+
+
+def _ladder(low, high, steps, t):
+    return _geometric(low, high, (_position(steps, t) - 1) / (steps - 1))
+
+
+def _ladder_inverse(low, high, steps, log_snr):
+    return (_geometric_inverse(low, high, log_snr) * (steps - 1) + 1) / steps
+
+
+def ncsn(*, steps: int = 232, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Process:
+    """alpha = 1 and L = steps levels, sigma(n/L) geometric from sigma_min at n = 1 to sigma_max at n = L.
+
+    NCSN (Song & Ermon 2019): L = 10, 0.01 to 1. NCSNv2 (Song & Ermon 2020) on CIFAR-10: L = 232, 0.01 to 50. The network is
+    shown n - 1. Prior N(0, sigma_max^2 I). A table: `num_steps` is L, and L is 2 or more.
+    """
+    if steps < 2:
+        raise ValueError(f"a ladder needs at least 2 levels, found steps = {steps}")
+    sigma = Partial(_ladder, *_floats(sigma_min, sigma_max), steps)
+    return Process(
+        log_alpha=Partial(_zeros),
+        alpha=Partial(_ones),
+        sigma=sigma,
+        inverse_log_snr=Partial(_ladder_inverse, *_floats(sigma_min, sigma_max), steps),
+        time_input=Partial(_table_index, steps),
+        t_min=Start(*_floats(*[1 / steps] * 3)),
+        t_max=jnp.asarray(1.0),
+        prior_std=jnp.asarray(sigma_max, float),
+        num_steps=steps,
+    )
+
+
+def _exp_half_negative(log_snr):
+    return jnp.exp(-0.5 * log_snr)
+
+
+def edm(*, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Process:
+    """alpha = 1, sigma = t (Karras et al. 2022): g^2 = 2 t. t from sigma_min to sigma_max. Prior N(0, sigma_max^2 I)."""
+    return Process(
+        log_alpha=Partial(_zeros),
+        alpha=Partial(_ones),
+        sigma=Partial(_identity),
+        inverse_log_snr=Partial(_exp_half_negative),
+        time_input=Partial(_scaled_log_of, 0.25, Partial(_identity)),
+        t_min=Start(*_floats(sigma_min, sigma_min, sigma_min)),
+        t_max=jnp.asarray(sigma_max, float),
+        prior_std=jnp.asarray(sigma_max, float),
+    )
+
+
+def _log_one_minus(t):
+    return jnp.log1p(-jnp.asarray(t, float))
+
+
+def _sigmoid_half_negative(log_snr):
+    return jax.nn.sigmoid(-0.5 * log_snr)
+
+
+def rectified_flow(*, t_max: float = 1 - 1e-5) -> Process:
+    """alpha = 1 - t, sigma = t (Liu et al. 2023; Lipman et al. 2023 with time reversed). Prior N(0, I).
+
+    t ends at 1 - 1e-5, where log-SNR is -23, so that the SDE stays finite. With t_max = 1 alpha is 0 there.
+    """
+    return Process(
+        log_alpha=Partial(_log_one_minus),
+        alpha=Partial(_mirrored, Partial(_identity)),
+        sigma=Partial(_identity),
+        inverse_log_snr=Partial(_sigmoid_half_negative),
+        time_input=Partial(_scaled, 999.0),
+        t_min=Start(*_floats(1e-5, 1e-3, 1e-5)),
+        t_max=jnp.asarray(t_max, float),
+        prior_std=jnp.asarray(1.0),
+    )
+
+
+PROCESSES: dict[str, Callable[..., Process]] = {name: _of_table(betas) for name, betas in BETAS.items()} | {
+    "vp": vp,
+    "sub_vp": sub_vp,
+    "continuous_cosine": continuous_cosine,
+    "ve": ve,
+    "ncsn": ncsn,
+    "edm": edm,
+    "rectified_flow": rectified_flow,
+}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.predictions import Denoiser
-from ddpm_jax.diffusion.processes import Process
+from ddpm_jax.diffusion.process import Process, concrete, prior_sample
 from ddpm_jax.diffusion.samplers import At, Sampler
 
 LASTS = ("denoise", "mean", "stop")
@@ -43,8 +43,8 @@ def sample(
     """Runs the sampler down the grid.
 
     times: [N], decreasing, N - 1 transitions. keys: [B], one per sample: sample i depends on keys[i] alone, and its j-th
-    normal of step i is addressed by (key, i, j), whatever the batch. x: the state at times[0]; by default prior_std times a
-    normal that does not depend on the grid.
+    normal of step i is addressed by (key, i, j), whatever the batch. x [B, *shape]: the state at times[0]; by default a sample of
+    the prior that does not depend on the grid.
 
     last says what is returned: "denoise", x0_hat at times[-1] (one more evaluation; on a table whose grid ends at 1/T this
     is the T-th step of the chain); "mean", the last transition without its noise; "stop", the state at times[-1].
@@ -52,14 +52,19 @@ def sample(
     progress: called on the host with the number of transitions done, some twenty times; it keeps the program out of the
     persistent compilation cache.
 
-    Raises ValueError for an unknown `last`, more frames than grid points and, where times are concrete, for a grid that does
-    not decrease within [0, t_max].
+    Raises ValueError for an unknown `last`, more frames than grid points, an x of another shape and, where times are concrete,
+    for a grid that does not decrease within [0, t_max] or on which the sampler cannot start.
     """
-    _check(process, times, last, frames)
+    _check(sampler, process, times, last, frames)
+    if x is not None and x.shape != (len(keys), *shape):
+        raise ValueError(f"x must be of shape {[len(keys), *shape]}, one state per key, found {list(x.shape)}")
     n = len(times) - 1
 
+    def addressed(i, j):
+        return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, i), j))(keys)
+
     def normal(i, j):
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), shape))(keys)
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(addressed(i, j))
 
     def body(carry, inputs):
         x, _, memory, evaluations, film = carry
@@ -79,7 +84,7 @@ def sample(
         return (x, mean, memory, evaluations + sum(spent), film), None
 
     if x is None:
-        x = process.prior_std * normal(0, 0)
+        x = jax.vmap(lambda key: prior_sample(process, key, shape))(addressed(0, 0))
     stops = np.rint(np.linspace(0, n, frames)).astype(int)  # the transitions before which a frame is taken; n: the end
     film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
     carry = (x, x, sampler.init(x), jnp.asarray(0), film)
@@ -87,8 +92,8 @@ def sample(
     if last == "mean":
         x = mean
     elif last == "denoise":
-        x, _, spent = denoise(x, times[-1])
-        evaluations += spent
+        prediction = denoise(x, times[-1])
+        x, evaluations = prediction.x0, evaluations + prediction.evaluations
     return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
 
 
@@ -101,21 +106,26 @@ def _record(film, stops, x, i):
     return jax.lax.cond(jnp.asarray(stops)[slot] == i, put, lambda film: film, film)
 
 
-def _check(process, times, last, frames):
+def _check(sampler, process, times, last, frames):
     if last not in LASTS:
         raise ValueError(f"last must be one of {', '.join(LASTS)}, found {last!r}")
     if frames and not 2 <= frames <= len(times):
         raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
     if last == "mean" and len(times) < 2:
         raise ValueError("last='mean' needs a transition: give a grid of at least two times")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, times))):
-        return
+    if concrete(process, times):
+        check_grid(sampler, process, times, last)
+
+
+def check_grid(sampler: Sampler, process: Process, times: jax.Array, last: str) -> None:
+    """ValueError where the sampler cannot run down these concrete times."""
     with jax.ensure_compile_time_eval():
         grid, t_max = np.asarray(times), float(process.t_max)
-        nothing_left = last == "denoise" and len(grid) and grid[-1] == 0 and process.sigma(0.0) == 0
-    if grid.ndim != 1 or not len(grid) or np.any(np.diff(grid) >= 0):
-        raise ValueError(f"times must be a strictly decreasing vector of at least one entry, found {grid}")
-    if grid[-1] < 0 or grid[0] > t_max:
-        raise ValueError(f"times must lie in [0, t_max = {t_max}], found {grid[0]} to {grid[-1]}")
-    if nothing_left:
-        raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
+        if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) < 0):
+            raise ValueError(f"times must be a strictly decreasing vector of at least one entry, found {grid}")
+        if not (grid[-1] >= 0 and grid[0] <= t_max):
+            raise ValueError(f"times must lie in [0, t_max = {t_max:.9g}], found {grid[0]} to {grid[-1]}")
+        if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
+            raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
+        if sampler.needs_alpha and process.alpha(times[0]) == 0:
+            raise ValueError(f"{sampler.needs_alpha}, and alpha({grid[0]:g}) = 0: start later, or take another sampler")

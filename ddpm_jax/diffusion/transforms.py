@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.predictions import Denoiser, from_x0
-from ddpm_jax.diffusion.processes import Process
+from ddpm_jax.diffusion.predictions import Denoiser, x0_to_eps
+from ddpm_jax.diffusion.process import Process
 
 
 def clipped(denoise: Denoiser, process: Process, low: float = -1.0, high: float = 1.0) -> Denoiser:
@@ -14,7 +14,7 @@ def clipped(denoise: Denoiser, process: Process, low: float = -1.0, high: float 
     def clip(x, t):
         prediction = denoise(x, t)
         x0 = jnp.clip(prediction.x0, low, high)
-        return prediction._replace(x0=x0, eps=from_x0(process, x, t, x0).eps)
+        return prediction._replace(x0=x0, eps=x0_to_eps(process, x, t, x0))
 
     return clip
 

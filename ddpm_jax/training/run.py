@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
 from ddpm_jax.diffusion.predictions import Prediction
-from ddpm_jax.diffusion.processes import Process
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
 from ddpm_jax.training.optimizers import OPTIMIZERS

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import images, plots
 from ddpm_jax.config import KEYS
 from ddpm_jax.construct import takes
+from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.training import parallel, run_directory
@@ -96,6 +97,7 @@ def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]
 def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
     """NAME.gif, an animation, and NAME.png, a filmstrip."""
     paths = [folder / f"{name}.gif", folder / f"{name}.png"]
+    film = plots.in_view(film)
     plots.save_gif(paths[0], film)
     plots.save_png(paths[1], plots.filmstrip(film))
     return paths
@@ -104,11 +106,13 @@ def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
 def sample_name(sampler: ConfigDict, step: int) -> str:
     """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64.
 
-    variance, grid, last and clip appear where they are not the defaults and apply.
+    Other keys appear where they are not the defaults and apply.
     """
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
     if takes(SAMPLERS[sampler.name], "eta"):
         parts.append(f"eta{sampler.eta:g}")
     others = ["grid", "last", "clip"] + ["variance"] * takes(SAMPLERS[sampler.name], "variance")
-    parts += [f"{key}_{sampler[key]}" for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
+    others += [key for key in ("t_min", "sections", "rho") if takes(GRIDS[sampler.grid], key)]
+    given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
+    parts += [f"{key}_{sampler[key]}".replace(",", "-") for key in given]
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import images
-from ddpm_jax.construct import construct
+from ddpm_jax.construct import arguments, construct
 from ddpm_jax.diffusion.grids import GRIDS
-from ddpm_jax.diffusion.losses import WEIGHTINGS, denoising_loss
-from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
-from ddpm_jax.diffusion.processes import PROCESSES, Process, add_noise
-from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.diffusion.losses import WEIGHTINGS, Weighting, denoising_loss
+from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
+from ddpm_jax.diffusion.process import Process, add_noise
+from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.sample import check_grid, sample, sample_keys
+from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
@@ -22,6 +23,7 @@ from ddpm_jax.models import NETWORKS
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
 TIME, NOISE, DROPOUT, FLIP = range(4)
+LIMIT = 20.0  # log-SNR beyond which the log does not tell losses apart: a process may begin or end at infinity
 
 
 class Task(NamedTuple):
@@ -46,20 +48,49 @@ class Task(NamedTuple):
     denoise: Callable
 
 
+class Kernel(NamedTuple):
+    """What a config chooses of the kernel. draw_times(process, keys) -> t; grid: the sampler's times."""
+
+    process: Process
+    prediction: PredictionType
+    weighting: Weighting
+    draw_times: Callable
+    sampler: Sampler
+    grid: jax.Array
+
+
+def kernel(config) -> Kernel:
+    """Builds it. Raises ValueError where the choices do not go together."""
+    own = ("beta_start", "beta_end", "sigma_min", "sigma_max")  # 0: what the process's paper has
+    process = construct(PROCESSES, {key: value for key, value in config.process.items() if value or key not in own})
+    prediction = construct(PREDICTIONS, config.prediction)
+    check_alpha(process, prediction)
+    weighting = construct(WEIGHTINGS, config.loss, choice="weighting")
+    times = TIMES[config.times.name]
+    draw_times = partial(times, **arguments(times, _with_t_min(config.times)))
+    jax.eval_shape(draw_times, process, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
+    sampler = construct(SAMPLERS, config.sampler)
+    grid = construct(GRIDS, _with_t_min(config.sampler), process, choice="grid")
+    check_grid(sampler, process, grid, config.sampler.last)
+    if len(grid) != config.sampler.steps:
+        raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
+    return Kernel(process, prediction, weighting, draw_times, sampler, grid)
+
+
+def _with_t_min(section):
+    """A t_min of 0 is the process's own."""
+    return dict(section) | {"t_min": section.t_min or None}
+
+
 def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     """A network that predicts the noise in images (or what it follows from) at every level of it."""
     network = construct(NETWORKS, config.network)
-    process = construct(PROCESSES, config.process)
-    sampler = construct(SAMPLERS, config.sampler)
-    prediction = PREDICTIONS[config.prediction.name]
-    weighting = WEIGHTINGS[config.loss.weighting]
-    draw_times = TIMES[config.times.name]
+    process, prediction, weighting, draw_times, sampler, times = kernel(config)
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
     flip = config.data.flip
     if flip and len(image_shape) != 3:
         raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
-    times = GRIDS[config.sampler.grid](process, config.sampler.steps)
 
     def init(key):
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
@@ -89,10 +120,11 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     def noised(batch, keys, frames):
         x0 = images.to_model(batch["image"])
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
-        times = jnp.linspace(process.t_min, process.t_max, frames - 1)
+        times = jnp.linspace(process.t_min.training, process.t_max, frames - 1)
         return jnp.stack([x0, *(add_noise(process, x0, eps, t) for t in times)])
 
-    levels = float(process.log_snr(process.t_max)), float(process.log_snr(process.t_min))
+    ends = jnp.clip(process.log_snr(jnp.stack([process.t_max, process.t_min.training])), -LIMIT, LIMIT)
+    levels = float(ends[0]), float(ends[1])
     return Task(init, loss, draw, (sampler, process, times), levels, noised, process, denoise)
 
 

@@ -4,31 +4,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.grids import GRIDS, quadratic, uniform
-from ddpm_jax.diffusion.oracle import gaussian_denoiser
-from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, from_eps, network_denoiser
-from ddpm_jax.diffusion.processes import linear
+from ddpm_jax.diffusion.grids import uniform
+from ddpm_jax.diffusion.oracle import denoiser, gaussian
+from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
+from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
 from ddpm_jax.diffusion.samplers import At, ancestral, ddim
-from ddpm_jax.diffusion.transforms import clipped, clipped_x0
 
-PROCESS = linear()
-DENOISE = gaussian_denoiser(PROCESS, 0.2, 0.5)
+PROCESS = PROCESSES["linear"]()
+DENOISE = denoiser(gaussian([0.2] * 3, 0.25 * np.eye(3)), PROCESS)
 KEYS = sample_keys(0, jnp.arange(6))
 
 
 class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_shapes_and_types(self):
-        times = uniform(PROCESS, 5)
-        x, evaluations, _ = self.variant(lambda keys: sample(ancestral(), DENOISE, PROCESS, times, keys, (4, 4, 3)))(KEYS)
+        times = uniform(PROCESS, steps=5)
+        denoise = denoiser(gaussian(np.zeros(48), np.eye(48)), PROCESS)
+        x, evaluations, _ = self.variant(lambda keys: sample(ancestral(), denoise, PROCESS, times, keys, (4, 4, 3)))(KEYS)
         chex.assert_shape(x, (6, 4, 4, 3))
         chex.assert_type(x, jnp.float32)
         assert evaluations == 5
 
 
 def test_a_sample_depends_on_its_key_alone():
-    times = uniform(PROCESS, 10)
+    times = uniform(PROCESS, steps=10)
     together, _, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,))
     alone, _, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS[4:5], (3,))
     chex.assert_trees_all_close(alone[0], together[4], atol=1e-6)
@@ -37,7 +37,7 @@ def test_a_sample_depends_on_its_key_alone():
 
 def test_the_start_does_not_depend_on_the_grid():
     """One grid point and last="stop" returns the start itself; other grids begin there too."""
-    start, evaluations, _ = sample(ddim(), DENOISE, PROCESS, uniform(PROCESS, 1), KEYS, (3,), last="stop")
+    start, evaluations, _ = sample(ddim(), DENOISE, PROCESS, uniform(PROCESS, steps=1), KEYS, (3,), last="stop")
     assert evaluations == 0
     seen = []
 
@@ -45,7 +45,7 @@ def test_the_start_does_not_depend_on_the_grid():
         jax.debug.callback(lambda x, t: seen.append((float(t), np.asarray(x))), x, t, ordered=True)
         return DENOISE(x, t)
 
-    sample(ddim(), spy, PROCESS, uniform(PROCESS, 4), KEYS, (3,))
+    sample(ddim(), spy, PROCESS, uniform(PROCESS, steps=4), KEYS, (3,))
     jax.effects_barrier()
     assert len(seen) == 4
     chex.assert_trees_all_equal(seen[0][1], np.asarray(start))
@@ -60,15 +60,15 @@ def test_the_network_sees_each_index_once(steps):
         jax.debug.callback(lambda time: seen.append(float(time[0])), time, ordered=True)
         return x
 
-    denoise = network_denoiser(apply, PROCESS, PREDICTIONS["eps"])
-    _, evaluations, _ = sample(ddim(), denoise, PROCESS, uniform(PROCESS, steps), KEYS[:1], (1,))
+    denoise = network_denoiser(apply, PROCESS, PREDICTIONS["eps"]())
+    _, evaluations, _ = sample(ddim(), denoise, PROCESS, uniform(PROCESS, steps=steps), KEYS[:1], (1,))
     jax.effects_barrier()
-    assert seen == (np.rint(np.linspace(1000, 1, steps)) - 1).tolist()
+    assert seen == np.rint(np.linspace(999, 0, steps)).tolist()
     assert evaluations == len(seen) == steps
 
 
 def test_lasts():
-    times = uniform(PROCESS, 6)
+    times = uniform(PROCESS, steps=6)
     stop, at_stop, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
     mean, at_mean, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="mean")
     x0, at_x0, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="denoise")
@@ -82,7 +82,7 @@ def test_lasts():
 
 
 def test_the_grid_may_end_at_zero():
-    times = jnp.append(uniform(PROCESS, 6), 0.0)
+    times = jnp.append(uniform(PROCESS, steps=6), 0.0)
     x, _, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
     y, _, _ = sample(ddim(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="denoise")
     chex.assert_trees_all_close(x, y, atol=1e-6)
@@ -92,14 +92,14 @@ def test_evaluations_are_counted_not_assumed():
     def twice(x, t):
         return DENOISE(x, t)._replace(evaluations=2)
 
-    _, evaluations, _ = sample(ddim(), twice, PROCESS, uniform(PROCESS, 6), KEYS, (3,))
+    _, evaluations, _ = sample(ddim(), twice, PROCESS, uniform(PROCESS, steps=6), KEYS, (3,))
     assert evaluations == 12
 
 
 def test_progress_is_told_and_changes_nothing():
     """But for the last bit: with the callback it is another program, whose multiplications and additions fuse otherwise."""
     told = []
-    times = uniform(PROCESS, 101)
+    times = uniform(PROCESS, steps=101)
     x, _, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), progress=lambda done: told.append(int(done)))
     jax.effects_barrier()
     assert sorted(told) == list(range(5, 101, 5))
@@ -108,7 +108,7 @@ def test_progress_is_told_and_changes_nothing():
 
 def test_frames_are_states_of_the_chain():
     """11 grid points and 5 frames: the states before transitions 0, 2, 5, 8 (of 10) and the result; samples unchanged."""
-    times = uniform(PROCESS, 11)
+    times = uniform(PROCESS, steps=11)
     result = jax.jit(lambda keys: sample(ancestral(), DENOISE, PROCESS, times, keys, (3,), frames=5))(KEYS)
     chex.assert_shape(result.frames, (5, 6, 3))
     for frame, transitions in zip(result.frames, (0, 2, 5, 8), strict=False):
@@ -120,42 +120,6 @@ def test_frames_are_states_of_the_chain():
     assert plain.frames is None and result.evaluations == plain.evaluations
     with pytest.raises(ValueError, match="frames must be 0 or from 2 to"):
         sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), frames=12)
-
-
-@pytest.mark.parametrize("wrap, rederived", [(clipped, True), (clipped_x0, False)])
-def test_clipping(wrap, rederived):
-    def far(x, t):
-        return from_eps(PROCESS, x, t, jnp.full_like(x, -3.0))._replace(evaluations=7)
-
-    x, t = jnp.ones((2, 3)), jnp.float32(0.5)
-    prediction = wrap(far, PROCESS)(x, t)
-    assert isinstance(prediction, Prediction) and prediction.evaluations == 7
-    chex.assert_trees_all_equal(prediction.x0, jnp.ones((2, 3)))
-    eps = (x - PROCESS.alpha(t)) / PROCESS.sigma(t) if rederived else jnp.full((2, 3), -3.0)
-    chex.assert_trees_all_close(prediction.eps, eps, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("steps", [1, 2, 10, 50, 500])
-def test_grids_hold_table_times(name, steps):
-    grid = np.asarray(GRIDS[name](PROCESS, steps), np.float64) * 1000
-    assert len(grid) == steps and np.all(np.diff(grid) < -0.5)
-    np.testing.assert_allclose(grid, np.rint(grid), atol=1e-3)
-    assert round(grid[0]) == (801 if name == "quadratic" else 1000)
-    if steps > 1:
-        assert round(grid[-1]) == 1
-
-
-def test_quadratic_grid_as_published():
-    """The DDIM code's integers for 10 steps of 1000, counted from 0: floor(linspace(0, sqrt(800), 10)^2)."""
-    published = [0, 9, 39, 88, 158, 246, 355, 483, 632, 800]
-    np.testing.assert_allclose(np.asarray(quadratic(PROCESS, 10)) * 1000 - 1, published[::-1], atol=1e-3)
-
-
-@pytest.mark.parametrize("steps", [0, 1001])
-def test_grids_that_do_not_fit_are_refused(steps):
-    with pytest.raises(ValueError, match=f"{steps} different steps"):
-        uniform(PROCESS, steps)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     images = run.sample(4, name="ddim", steps=6, eta=0.5, seed=3)
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.float32
 
-    times = uniform(run.process, 6)
+    times = uniform(run.process, steps=6)
     denoise = clipped(run.denoise, run.process)
     by_hand = sample(ddim(eta=0.5), denoise, run.process, times, sample_keys(3, jnp.arange(4)), (8, 8, 1))
     np.testing.assert_allclose(images, by_hand.x, atol=1e-4)
