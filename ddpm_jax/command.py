@@ -77,8 +77,8 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
     configs.validate(config)
     for key, _ in overrides:
         if not configs.applies(key, config):
-            section = key.partition(".")[0]
-            raise UserError(f"config.{key} does not apply to {section}.name={config[section].name}: leave it out.")
+            by = configs.chooser(key)
+            raise UserError(f"config.{key} does not apply to {by}={configs.flatten(config)[by]}: leave it out.")
         if mode == "sample" and not key.startswith("sampler."):
             raise UserError(f"--mode=sample takes the run's config: only config.sampler keys may be given, found config.{key}.")
     if mode == "sample" or run_directory.exists(directory):

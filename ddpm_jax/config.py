@@ -162,13 +162,19 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def chooser(key: str) -> str:
+    """The key whose choices decide whether this one applies (sampler.grid for sampler.rho), or ""."""
+    section, _, leaf = key.partition(".")
+    for other, (_, _, table) in KEYS.items():
+        if other.startswith(section + ".") and isinstance(table, dict) and any(takes(made, leaf) for made in table.values()):
+            return other
+    return ""
+
+
 def applies(key: str, config: ConfigDict) -> bool:
     """False where another choice in the key's section takes the key, but the one chosen does not."""
-    section, _, leaf = key.partition(".")
-    for chooser, (_, _, table) in KEYS.items():
-        if chooser.startswith(section + ".") and isinstance(table, dict) and any(takes(c, leaf) for c in table.values()):
-            return takes(table[config[section][chooser.removeprefix(section + ".")]], leaf)
-    return True
+    by = chooser(key)
+    return not by or takes(KEYS[by].accepts[flatten(config)[by]], key.partition(".")[2])
 
 
 def validate(config: ConfigDict) -> None:

@@ -87,7 +87,7 @@ MISTAKES = {
     "--config=configs/int_of_float.py": ["configs/int_of_float.py, line 4: TypeError", "'steps'", "1000.0", "int"],
     # values that a config file sets
     "--config=configs/mistyped.py": ["no config key 'optim.lerning_rate'. Did you mean optim.learning_rate?"],
-    "--config=configs/wrong_choice.py": ["config.sampler.name takes one of ancestral, ddim, found 'ddmi'. Did you mean ddim?"],
+    "--config=configs/wrong_choice.py": ["config.sampler.name takes one of ancestral, ddim, euler, heun, euler_maruyama, dpmpp_2m, found 'ddmi'. Did you mean ddim?"],
     "--config=configs/out_of_range.py": ["config.train.batch_size takes an int greater than 0", "found 0."],
     "--config=configs/wrong_element.py": ["config.network.multipliers takes a tuple of ints", "found (1, '2')."],
     "--config=configs/none.py": ["config.network.multipliers takes a tuple of ints", "found None."],
@@ -95,9 +95,9 @@ MISTAKES = {
     "--config=configs/lacks.py": ["The config lacks ema.decay", "ddpm_jax.config.base()"],
     "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed and those of data, ema,"],
     # variants
-    GOOD + ":smok": ["no variant 'smok'; the variants are ddpm, ddim, smoke. Did you mean smoke?"],
+    GOOD + ":smok": ["no variant 'smok'; the variants are ddpm, ddim, vp, subvp, ve, edm, flow, v, smoke. Did you mean smoke?"],
     GOOD + ":DDIM": ["no variant 'DDIM'", "Did you mean ddim?"],
-    GOOD + ":zzz": ["no variant 'zzz'; the variants are ddpm, ddim, smoke."],
+    GOOD + ":zzz": ["no variant 'zzz'; the variants are ddpm, ddim, vp, subvp, ve, edm, flow, v, smoke."],
     GOOD + ":ddim,ddpm": ["The variants ddim and ddpm both choose the sampler"],
     GOOD + ":ddim,smoke,ddim": ["The variant ddim is given twice"],
     # keys
@@ -126,7 +126,7 @@ MISTAKES = {
     GOOD + " --config.seed=-1": ["config.seed takes an int from 0 to 4294967295, found '-1'."],
     GOOD + " --config.seed=4294967296": ["config.seed takes an int from 0 to 4294967295, found '4294967296'."],
     GOOD + " --config.network.channels=7": ["takes an int that is even and at least 4, found '7'."],
-    GOOD + " --config.sampler.name=ddmi": ["takes one of ancestral, ddim, found 'ddmi'. Did you mean ddim?"],
+    GOOD + " --config.sampler.name=ddmi": ["takes one of ancestral, ddim, euler, heun, euler_maruyama, dpmpp_2m, found 'ddmi'. Did you mean ddim?"],
     GOOD + " --config.data.name=MNIST": ["takes one of digits, mnist, fashion_mnist,", "found 'MNIST'. Did you mean mnist?"],
     GOOD + " --config.network.attention=4,a": ["takes a tuple of ints, as 1,2 or (1,2), each greater than 0", "found '4,a'."],
     GOOD + " --config.network.attention=4,2.5": ["takes a tuple of ints", "found '4,2.5'."],
@@ -138,11 +138,19 @@ MISTAKES = {
     GOOD + ":ddim --config.sampler.eta=1.5": ["takes a float from 0 to 1, found '1.5'."],
     GOOD + ":ddim --config.sampler.variance=small": ["config.sampler.variance does not apply to sampler.name=ddim"],
     GOOD + " --config.data.raw_dir=raw": ["config.data.raw_dir does not apply to data.name=digits"],
-    GOOD + " --config.sampler.steps=1001": ["sampler.steps=1001", "sampler.grid=uniform", "process.steps=1000", "Take fewer"],
-    GOOD + " --config.process.steps=100": ["sampler.steps=1000", "process.steps=100", "Take fewer"],
-    GOOD + " --config.sampler.steps=1 --config.sampler.last=mean": ["sampler.last=mean", "sampler.steps=2 or more"],
-    GOOD + " --config.process.beta_start=0.5": ["process.beta_start to process.beta_end < 1", "0.5 and 0.02"],
-    GOOD + " --config.process.beta_end=1": ["process.beta_end < 1", "0.0001 and 1.0"],
+    GOOD + " --config.sampler.steps=1001": ["sampler.steps=1001", "sampler.grid=uniform", "cannot place 1001 different steps on a table of 1000"],
+    GOOD + " --config.process.steps=100": ["sampler.steps=1000", "process.steps=100", "cannot place 1000"],
+    GOOD + " --config.process.beta_end=1.5": ["betas must lie in (0, 1)", "found betas["],
+    GOOD + ":edm --config.sampler.grid=quadratic": ["process.name=edm", "the quadratic grid is made of a table's integers"],
+    GOOD + " --config.sampler.grid=sections --config.sampler.sections=10,20": ["has 30 times: set config.sampler.steps=30"],
+    GOOD + " --config.sampler.grid=sections --config.sampler.sections=x": ["sections must be counts", "found 'x'"],
+    GOOD + " --config.times.name=log_normal": ["log_normal times are continuous"],
+    GOOD + " --config.sampler.rho=5.": ["config.sampler.rho does not apply to sampler.grid=uniform: leave it out"],
+    GOOD + ":vp,edm": ["The variants vp and edm both choose the process"],
+    GOOD + " --config.process.sigma_max=5.": ["config.process.sigma_max does not apply to process.name=linear"],
+    GOOD + " --config.sampler.steps=1 --config.sampler.last=mean": ["last='mean' needs a transition", "at least two times"],
+    GOOD + " --config.process.beta_start=0.5": ["where alpha = 0", "use one of x0, v, velocity, edm"],
+    GOOD + " --config.process.beta_end=1": ["where alpha = 0", "use one of x0, v, velocity, edm"],
     # run directories
     GOOD + " --workdir=file": ["file cannot be a run directory", "is a file. Give another --workdir."],
     GOOD + " --workdir=file/deeper": ["file/deeper cannot be a run directory", "is a file"],
@@ -194,7 +202,7 @@ GRAMMAR = {
     GOOD + " --config.network.attention=": ("network.attention", ()),
     GOOD + ":ddim --config.sampler.steps=7": ("sampler.steps", 7),
     GOOD + " --config.sampler.eta=0.5 --config.sampler.name=ddim": ("sampler.eta", 0.5),
-    GOOD + " --config.process.beta_start=0.5 --config.process.beta_end=0.9": ("process.beta_start", 0.5),
+    GOOD + " --config.process.beta_start=0.01 --config.process.beta_end=0.03": ("process.beta_start", 0.01),
     GOOD + " --config.process.steps=9 --config.sampler.steps=9": ("process.steps", 9),
     "--config=configs/helper.py": ("train.log_every", 3),
     "--config=configs/no_argument.py": ("seed", 0),
@@ -289,7 +297,7 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
         assert f"--config.{line}\n" in text
     for key, entry in configs.KEYS.items():
         assert f"{entry.help}; {configs.kind(key)}" in text
-    assert "one of ancestral, ddim" in text
+    assert "one of ancestral, ddim, euler, heun, euler_maruyama, dpmpp_2m" in text
 
 
 def test_help_is_found_anywhere_and_takes_no_word():

@@ -185,6 +185,13 @@ PREDICTIONS: dict[str, Callable[..., PredictionType]] = {
 }
 
 
+def convert(
+    source: PredictionType, target: PredictionType, process: Process, x: jax.Array, t: jax.Array, output: jax.Array
+) -> jax.Array:
+    """What a network of type `target` would say at (x, t) where one of type `source` says `output`. x, output: [B, ...]."""
+    return target.target(process, *source.to_x0_eps(process, x, t, output), t)
+
+
 def check_alpha(process: Process, prediction: PredictionType) -> None:
     """ValueError with the reason where the process reaches alpha = 0 and the type does not work there."""
     if prediction.needs_alpha and concrete(process):

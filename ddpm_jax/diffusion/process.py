@@ -95,7 +95,7 @@ def concrete(*trees) -> bool:
 
 
 def check_times(process: Process, **times: jax.Array) -> None:
-    """ValueError where a concrete time lies outside [0, t_max]. Named, so that the error can say which."""
+    """ValueError where a concrete time lies outside [0, t_max], or s after t. Named, so that the error can say which."""
     if not concrete(process.t_max, times):
         return
     with jax.ensure_compile_time_eval():
@@ -105,6 +105,8 @@ def check_times(process: Process, **times: jax.Array) -> None:
             if not 0 <= low <= high <= t_max:
                 found = f"{low:g}" if low == high else f"{low:g} to {high:g}"
                 raise ValueError(f"{name} must lie in [0, t_max = {t_max:.9g}], found {found}")
+        if "s" in times and bool(jnp.any(jnp.asarray(times["s"]) > jnp.asarray(times["t"]))):
+            raise ValueError(f"s must not be later than t, found s = {times['s']} and t = {times['t']}")
 
 
 def add_noise(process: Process, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:

@@ -55,7 +55,7 @@ def sample(
     Raises ValueError for an unknown `last`, more frames than grid points, an x of another shape and, where times are concrete,
     for a grid that does not decrease within [0, t_max] or on which the sampler cannot start.
     """
-    _check(sampler, process, times, last, frames)
+    check(sampler, process, times, last, frames)
     if x is not None and x.shape != (len(keys), *shape):
         raise ValueError(f"x must be of shape {[len(keys), *shape]}, one state per key, found {list(x.shape)}")
     n = len(times) - 1
@@ -106,19 +106,16 @@ def _record(film, stops, x, i):
     return jax.lax.cond(jnp.asarray(stops)[slot] == i, put, lambda film: film, film)
 
 
-def _check(sampler, process, times, last, frames):
+def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frames: int = 0) -> None:
+    """ValueError where `sample` cannot run down these times; what is traced is not looked at."""
     if last not in LASTS:
         raise ValueError(f"last must be one of {', '.join(LASTS)}, found {last!r}")
     if frames and not 2 <= frames <= len(times):
         raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
     if last == "mean" and len(times) < 2:
         raise ValueError("last='mean' needs a transition: give a grid of at least two times")
-    if concrete(process, times):
-        check_grid(sampler, process, times, last)
-
-
-def check_grid(sampler: Sampler, process: Process, times: jax.Array, last: str) -> None:
-    """ValueError where the sampler cannot run down these concrete times."""
+    if not concrete(process, times):
+        return
     with jax.ensure_compile_time_eval():
         grid, t_max = np.asarray(times), float(process.t_max)
         if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) < 0):

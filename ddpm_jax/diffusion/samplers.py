@@ -54,8 +54,10 @@ def _ancestral_step(variance, denoise, process, x, memory, at):
 def ancestral(*, variance: str = "large") -> Sampler:
     """x_s ~ N(E[x_s | x_t, x0_hat], variance I) (Ho et al. 2020, algorithm 2), for any pair of times.
 
-    variance: small, large, learned or learned_range, of `posterior`. Evaluations per step: 1.
+    variance: small, large, learned or learned_range, of `posterior`; ValueError for another. Evaluations per step: 1.
     """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, found {variance!r}")
     return Sampler(Partial(_no_memory), Partial(_ancestral_step, Partial(VARIANCES[variance])))
 
 

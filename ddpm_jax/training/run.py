@@ -20,6 +20,9 @@ from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
 
 
+TRACED = ("eta", "rho", "t_min", "seed")  # sampler settings that are arguments of the compiled sampler
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The newest checkpoint of a run, with what it takes to use it. `state.ema` are the averaged parameters."""
@@ -64,7 +67,7 @@ class Run:
     def draw(self, count: int, **sampler: Any):
         """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
 
-        Calls that differ in eta and seed alone run one compiled program.
+        Calls that differ in eta, rho, t_min and seed alone run one compiled program.
         """
         flat = configs.flatten(self.config)
         for key, value in {"frames": 0, **sampler, "num_samples": count}.items():
@@ -78,7 +81,7 @@ class Run:
         configs.validate(config)
         devices = jax.local_devices()
         task = build(config, self.image_shape)
-        same_program = json.dumps({key: value for key, value in config.sampler.items() if key not in ("eta", "seed")})
+        same_program = json.dumps({key: value for key, value in config.sampler.items() if key not in TRACED})
         if same_program not in self.compiled:
             self.compiled[same_program] = sampling.make_draw(task, config.sampler, devices, tell=False)
         params = parallel.replicate(self.params, devices)

@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.losses import WEIGHTINGS, Weighting, denoising_loss
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
 from ddpm_jax.diffusion.process import Process, add_noise
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.sample import check_grid, sample, sample_keys
+from ddpm_jax.diffusion.sample import check, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
@@ -71,7 +71,7 @@ def kernel(config) -> Kernel:
     jax.eval_shape(draw_times, process, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
     sampler = construct(SAMPLERS, config.sampler)
     grid = construct(GRIDS, _with_t_min(config.sampler), process, choice="grid")
-    check_grid(sampler, process, grid, config.sampler.last)
+    check(sampler, process, grid, config.sampler.last)
     if len(grid) != config.sampler.steps:
         raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
     return Kernel(process, prediction, weighting, draw_times, sampler, grid)

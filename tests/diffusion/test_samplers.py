@@ -395,6 +395,8 @@ def test_evaluations_reported_are_those_made(name, last):
 def test_refusals():
     with pytest.raises(ValueError, match="eta must be from 0 to 1, found 1.5"):
         ddim(eta=1.5)
+    with pytest.raises(ValueError, match="variance must be one of small, large, learned, learned_range, found 'tiny'"):
+        ancestral(variance="tiny")
     process, data, keys = PROCESSES["linear"](), gaussian(), sample_keys(0, jnp.arange(2))
     with pytest.raises(ValueError, match="second output"):
         times = GRIDS["uniform"](process, steps=3)
