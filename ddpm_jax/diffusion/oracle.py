@@ -175,8 +175,10 @@ def propagate(
     normals, as it is with the denoiser of a Gaussian: then moments propagate as m' = f(m), C' = A C A^T + B B^T. The sampler may
     draw up to `normals` normals per step; more is an IndexError.
     """
-    flat, unravel = ravel_pytree((mean[None], sampler.init(mean[None])))
-    dimension = len(mean)
+    def begin(x):
+        return ravel_pytree((x[None], sampler.init(x[None])))
+
+    dimension, unravel = len(mean), begin(mean)[1]
 
     def body(moments, inputs):
         i, t, s = inputs
@@ -192,7 +194,7 @@ def propagate(
         c = by_state @ c @ by_state.T + sum(b[:, 0] @ b[:, 0].T for b in by_noise)
         return (step(m, zeros), c), None
 
-    start = jnp.zeros((len(flat), len(flat)), flat.dtype).at[:dimension, :dimension].set(covariance)
+    flat, by_x = begin(mean)[0], jax.jacfwd(lambda x: begin(x)[0])(mean)
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    (m, c), _ = jax.lax.scan(body, (flat, start), steps)
+    (m, c), _ = jax.lax.scan(body, (flat, by_x @ covariance @ by_x.T), steps)
     return m[:dimension], c[:dimension, :dimension]
