@@ -11,3 +11,25 @@ class Diverged(UserError):
     """Training left the finite numbers. Exit code 3."""
 
     exit_code = 3
+
+
+def explain(error: Exception) -> UserError | None:
+    """The UserError for what files, memory or the machine refuse. None for what must be a bug, whose traceback is wanted."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+        return UserError(
+            f"The memory does not suffice ({_first_line(error)}). Lower config.train.batch_size or the size of the network "
+            "(config.network.channels, multipliers, blocks, attention) for training, config.sampler.batch_size for sampling, "
+            "or config.data.memory_limit_mb where the data take it up; or end other programs on the device."
+        )
+    if isinstance(error, OSError):
+        return UserError(
+            f"The system refuses: {_first_line(error)}. Mend that, then start the same command again; --debug shows where "
+            "it was."
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}".rstrip(". :")

@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 # jaxlib's default CPU convolutions since 0.10 are the slower ones for few channels: without them a small U-Net trained 1.5
@@ -21,3 +23,21 @@ def prepare() -> None:
     on_cpu = not any(importlib.util.find_spec(plugin) for plugin in PLUGINS)
     if "XLA_FLAGS" not in os.environ and on_cpu and importlib.metadata.version("jaxlib") in TRIED_VERSIONS:
         os.environ["XLA_FLAGS"] = CONVOLUTION_FLAG
+
+
+def check_cache() -> None:
+    """Does without the compilation cache, and says so, where its folder cannot be written."""
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if not folder or "://" in folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"x")
+    except OSError as error:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        print(
+            f"warning: the compilation cache {folder} cannot be written ({error}), so that all programs are compiled anew. "
+            "Make room, or set JAX_COMPILATION_CACHE_DIR to another folder.",
+            file=sys.stderr,
+        )

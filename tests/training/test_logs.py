@@ -25,7 +25,6 @@ def events(folder):
 def test_lines_and_events_hold_the_same(tmp_path):
     log = Log(tmp_path, 0)
     log.scalars(2, {"loss": 0.5, "loss_by_level": [0.25, None]}, LEVELS)
-    log.close()
     assert read(tmp_path / "metrics.jsonl") == [{"step": 2, "loss": 0.5, "loss_by_level": [0.25, None]}]
     found, _ = events(tmp_path / "tensorboard")
     assert found == [("loss", 2, 0.5), ("loss_by_level/-5.0", 2, 0.25)]
@@ -35,10 +34,9 @@ def test_what_lies_past_the_restored_step_is_dropped(tmp_path):
     log = Log(tmp_path, 0)
     for step in (2, 4, 6, 8):
         log.scalars(step, {"loss": 0.1}, LEVELS)
-    log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
-    Log(tmp_path, 6).close()
+    Log(tmp_path, 6)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
     assert 7 in events(tmp_path / "tensorboard")[1]

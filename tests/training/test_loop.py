@@ -85,5 +85,7 @@ def test_steps_per_call(tiny_config):
     assert loop.steps_per_call(tiny_config, 15, "gpu") == 5
     tiny_config.train.steps_per_call = 25
     assert loop.steps_per_call(tiny_config, 0, "cpu") == 25
-    with pytest.raises(UserError, match="steps_per_call is 25.*start from .15.*divisor of 5"):
-        loop.steps_per_call(tiny_config, 15, "cpu")
+    assert loop.steps_per_call(tiny_config, 15, "cpu") == 5  # stopped at 15 with another number of steps per call
+    tiny_config.train.steps_per_call = 20
+    with pytest.raises(UserError, match="steps_per_call is 20.*take a divisor of 50"):
+        loop.steps_per_call(tiny_config, 0, "cpu")
