@@ -19,17 +19,19 @@ def explain(error: Exception) -> UserError | None:
         return error
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
         return UserError(
-            f"The memory does not suffice ({_first_line(error)}). Lower config.train.batch_size or the size of the network "
+            f"The memory does not suffice ({first_line(error)}). Lower config.train.batch_size or the size of the network "
             "(config.network.channels, multipliers, blocks, attention) for training, config.sampler.batch_size for sampling, "
             "or config.data.memory_limit_mb where the data take it up; or end other programs on the device."
         )
     if isinstance(error, OSError):
         return UserError(
-            f"The system refuses: {_first_line(error)}. Mend that, then start the same command again; --debug shows where "
+            f"The system refuses: {first_line(error)}. Mend that, then start the same command again; --debug shows where "
             "it was."
         )
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}".rstrip(". :")
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, of a long one the beginning and the end."""
+    text = (str(error).splitlines() or [""])[0].rstrip(". ")
+    return f"{type(error).__name__}: " + (f"{text[:100]} ... {text[-100:]}" if len(text) > 220 else text)

@@ -34,6 +34,7 @@ def run() -> None:
     """Runs `main`; a user's mistake becomes one paragraph and an exit code."""
     # orbax tells every step of a save at INFO, its own settings at WARNING, and at ERROR the traceback of what it raises
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _show_unraisable
     with signals.listening(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -50,6 +51,11 @@ def run() -> None:
                 traceback.print_exc()
             print("error: " + " ".join(str(known).split()), file=sys.stderr)
             sys.exit(known.exit_code)
+
+
+def _show_unraisable(args):
+    if str(args.exc_value) != "Event loop is closed":  # what tensorstore says beside the error of a save that failed
+        sys.__unraisablehook__(args)
 
 
 def _show_warning(message, *_, **__):

@@ -43,8 +43,7 @@ class Stopped(Exception):
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Takes SIGTERM and SIGINT over, but for those that the parent process had ignored (as `nohup` and `&` do in scripts)."""
-    global _waits, _asked
-    _waits, _asked = False, 0
+    global _asked
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     mine = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -58,6 +57,7 @@ def listening() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         writer.close()
+        _asked = 0
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, first_line
 
 FORMAT = 1
 SUMS = "SHA256SUMS"  # in each checkpoint: of its files, as `sha256sum -c SHA256SUMS` reads them
@@ -74,7 +74,7 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:  # tensorstore tells a full disk by ValueError, other parts by OSError
         kept = max(manager.all_steps(), default=None)
         raise UserError(
-            f"A checkpoint could not be written to {manager.directory} ({_first_line(error)}). "
+            f"A checkpoint could not be written to {manager.directory} ({first_line(error)}). "
             + (f"The one of step {kept} is sound. " if kept is not None else "There is none before it. ")
             + "Make room there, then start the same command again: training continues from the last checkpoint."
         ) from error
@@ -138,7 +138,7 @@ def _check_files(folder: Path) -> None:
             return
         wanted, found = (folder / SUMS).read_text(), _sums(folder)
     except (OSError, ValueError) as error:
-        raise Damaged(f"its files cannot be read: {_first_line(error)}") from error
+        raise Damaged(f"its files cannot be read: {first_line(error)}") from error
     if wanted != found:
         odd = sorted({*wanted.splitlines()} ^ {*found.splitlines()}, key=lambda line: line[64:])
         raise Damaged(f"the checksum of {odd[0][66:] if odd else SUMS} does not match")
@@ -168,14 +168,14 @@ def _restore(manager, step, target):
         stored = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
         text, digest = stored["notes"], stored["sha256"]
     except Exception as error:  # orbax raises many kinds for a damaged file
-        raise Damaged(f"its notes cannot be read: {_first_line(error)}") from error
+        raise Damaged(f"its notes cannot be read: {first_line(error)}") from error
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise Damaged("the checksum of its notes does not match")
     try:
         notes = json.loads(text)
         version, digests, meta = notes["format"], {**notes["sha256"]}, notes["meta"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Damaged(f"its notes are not of this code: {_first_line(error)}") from error
+        raise Damaged(f"its notes are not of this code: {first_line(error)}") from error
     if version != FORMAT:
         raise UserError(f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}.")
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
@@ -191,7 +191,7 @@ def _restore(manager, step, target):
     try:
         leaves = manager.restore(step, args=ocp.args.Composite(state=restore_args))["state"]
     except Exception as error:
-        raise Damaged(f"its arrays cannot be read: {_first_line(error)}") from error
+        raise Damaged(f"its arrays cannot be read: {first_line(error)}") from error
     for name, leaf in leaves.items():
         if _digest(leaf) != digests[name]:
             raise Damaged(f"the checksum of {name} does not match")
@@ -213,7 +213,3 @@ def _flatten(tree):
 def _digest(leaf: np.ndarray) -> str:
     leaf = np.asarray(leaf)
     return hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

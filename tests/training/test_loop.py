@@ -1,10 +1,16 @@
+import itertools
 import json
+import os
+import signal
+import time
 
 import chex
 import jax
 import numpy as np
 import pytest
 
+from ddpm_jax import signals
+from ddpm_jax.data import Streamed
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.training import checkpoints, loop, run_directory
 from ddpm_jax.training.tasks import build
@@ -89,3 +95,61 @@ def test_steps_per_call(tiny_config):
     tiny_config.train.steps_per_call = 20
     with pytest.raises(UserError, match="steps_per_call is 20.*take a divisor of 50"):
         loop.steps_per_call(tiny_config, 0, "cpu")
+
+
+def test_stopped_by_signals_and_continued(tiny_config, tiny_source, tmp_path, capsys):
+    """With streamed data, at steps that no log line or checkpoint falls on: they are saved, and the end is bit-equal."""
+    tiny_config.train.update(steps=14, log_every=5, checkpoint_every=14, sample_every=7)
+    whole = train(tiny_config, tiny_source, tmp_path / "whole")
+
+    def source():
+        """Sends a signal at its fifth batch (three are read before the first step, which compiles)."""
+        batches = itertools.count(1)
+
+        def gather(indices):
+            if next(batches) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)  # the loop waits for this batch, and sees the signal first
+            return tiny_source.gather(indices)
+
+        return Streamed(48, (8, 8, 1), 10, gather)
+
+    for _ in range(2):
+        with signals.listening(), pytest.raises(signals.Stopped):
+            train(tiny_config, source(), tmp_path / "stopped")
+    stopped = train(tiny_config, tiny_source, tmp_path / "stopped")
+    out = capsys.readouterr().out
+    steps = [line.split()[3] for line in out.splitlines() if line.endswith("saved")]
+    assert len(steps) == 2 and all(f"continuing from step {step}" in out for step in steps), out
+    chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(stopped))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+    grid = "samples/training_00000007.png"
+    assert (tmp_path / "stopped" / grid).read_bytes() == (tmp_path / "whole" / grid).read_bytes()
+
+
+def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(tiny_config, tiny_source, tmp_path, monkeypatch):
+    """The step is saved without its grid, at once."""
+    tiny_config.train.update(steps=4, checkpoint_every=4, sample_every=2)
+
+    def make_preview(*_):
+        def draw(_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+        return draw
+
+    with monkeypatch.context() as patch, signals.listening(), pytest.raises(signals.Stopped):
+        patch.setattr(loop.sampling, "make_preview", make_preview)
+        train(tiny_config, tiny_source, tmp_path / "run")
+    assert not list((tmp_path / "run" / "samples").glob("*.png"))
+    assert checkpoints.open_manager(tmp_path / "run" / "checkpoints").latest_step() == 2
+    train(tiny_config, tiny_source, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
+
+
+def test_a_grid_that_cannot_be_written_is_told_and_passed_over(tiny_config, tiny_source, tmp_path, capsys):
+    tiny_config.train.update(steps=3, sample_every=1, checkpoint_every=3)
+    (tmp_path / "run" / "samples" / "training_00000001.png").mkdir(parents=True)
+    train(tiny_config, tiny_source, tmp_path / "run")
+    assert "training_00000001.png" in capsys.readouterr().out
+    assert (tmp_path / "run" / "samples" / "training_00000002.png").is_file()
