@@ -177,7 +177,10 @@ def _restore(manager, step, target):
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"its notes are not of this code: {first_line(error)}") from error
     if version != FORMAT:
-        raise UserError(f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}.")
+        raise UserError(
+            f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}. Use the "
+            "code that wrote it."
+        )
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
     if set(digests) != set(wanted):
         odd = sorted(set(digests) ^ set(wanted))[0]
@@ -198,7 +201,7 @@ def _restore(manager, step, target):
         if leaf.shape != wanted[name].shape or leaf.dtype != wanted[name].dtype:
             raise UserError(
                 f"{name} in the checkpoint of step {step} is {leaf.dtype}{list(leaf.shape)}, "
-                f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}."
+                f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}. Use the code and config of that run."
             )
     return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in wanted]), meta
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from ddpm_jax import signals
-from ddpm_jax.data import Streamed
+from ddpm_jax.data import Source, Streamed
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.training import checkpoints, loop, run_directory
 from ddpm_jax.training.tasks import build
 
 
 def train(config, source, workdir, devices=1):
-    run_directory.write(workdir, config, (8, 8, 1))
-    return loop.train(config, workdir, build(config, (8, 8, 1)), source, jax.devices()[:devices])
+    run_directory.write(workdir, config, source.image_shape)
+    return loop.train(config, workdir, build(config, source.image_shape), source, jax.devices()[:devices])
 
 
 def metrics(workdir):
@@ -97,10 +97,23 @@ def test_steps_per_call(tiny_config):
         loop.steps_per_call(tiny_config, 0, "cpu")
 
 
-def test_stopped_by_signals_and_continued(tiny_config, tiny_source, tmp_path, capsys):
+@pytest.fixture
+def points_config(tiny_config):
+    """A perceptron on points, which compiles in a second."""
+    tiny_config.network.name = "mlp"
+    return tiny_config
+
+
+@pytest.fixture
+def points():
+    image = np.random.default_rng(0).normal(size=(48, 2)).astype(np.float32)
+    return Source({"image": image, "label": np.zeros(48, np.int32)}, 1)
+
+
+def test_stopped_by_signals_and_continued(points_config, points, tmp_path, capsys):
     """With streamed data, at steps that no log line or checkpoint falls on: they are saved, and the end is bit-equal."""
-    tiny_config.train.update(steps=14, log_every=5, checkpoint_every=14, sample_every=7)
-    whole = train(tiny_config, tiny_source, tmp_path / "whole")
+    points_config.train.update(steps=14, log_every=5, checkpoint_every=14, sample_every=7)
+    whole = train(points_config, points, tmp_path / "whole")
 
     def source():
         """Sends a signal at its fifth batch (three are read before the first step, which compiles)."""
@@ -110,14 +123,14 @@ def test_stopped_by_signals_and_continued(tiny_config, tiny_source, tmp_path, ca
             if next(batches) == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.5)  # the loop waits for this batch, and sees the signal first
-            return tiny_source.gather(indices)
+            return points.gather(indices)
 
-        return Streamed(48, (8, 8, 1), 10, gather)
+        return Streamed(48, (2,), 1, gather)
 
     for _ in range(2):
         with signals.listening(), pytest.raises(signals.Stopped):
-            train(tiny_config, source(), tmp_path / "stopped")
-    stopped = train(tiny_config, tiny_source, tmp_path / "stopped")
+            train(points_config, source(), tmp_path / "stopped")
+    stopped = train(points_config, points, tmp_path / "stopped")
     out = capsys.readouterr().out
     steps = [line.split()[3] for line in out.splitlines() if line.endswith("saved")]
     assert len(steps) == 2 and all(f"continuing from step {step}" in out for step in steps), out
@@ -127,9 +140,9 @@ def test_stopped_by_signals_and_continued(tiny_config, tiny_source, tmp_path, ca
     assert (tmp_path / "stopped" / grid).read_bytes() == (tmp_path / "whole" / grid).read_bytes()
 
 
-def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(tiny_config, tiny_source, tmp_path, monkeypatch):
+def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(points_config, points, tmp_path, monkeypatch):
     """The step is saved without its grid, at once."""
-    tiny_config.train.update(steps=4, checkpoint_every=4, sample_every=2)
+    points_config.train.update(steps=4, checkpoint_every=4, sample_every=2)
 
     def make_preview(*_):
         def draw(_):
@@ -140,16 +153,16 @@ def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(tiny_con
 
     with monkeypatch.context() as patch, signals.listening(), pytest.raises(signals.Stopped):
         patch.setattr(loop.sampling, "make_preview", make_preview)
-        train(tiny_config, tiny_source, tmp_path / "run")
+        train(points_config, points, tmp_path / "run")
     assert not list((tmp_path / "run" / "samples").glob("*.png"))
     assert checkpoints.open_manager(tmp_path / "run" / "checkpoints").latest_step() == 2
-    train(tiny_config, tiny_source, tmp_path / "run")
+    train(points_config, points, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
 
 
-def test_a_grid_that_cannot_be_written_is_told_and_passed_over(tiny_config, tiny_source, tmp_path, capsys):
-    tiny_config.train.update(steps=3, sample_every=1, checkpoint_every=3)
+def test_a_grid_that_cannot_be_written_is_told_and_passed_over(points_config, points, tmp_path, capsys):
+    points_config.train.update(steps=3, sample_every=1, checkpoint_every=3)
     (tmp_path / "run" / "samples" / "training_00000001.png").mkdir(parents=True)
-    train(tiny_config, tiny_source, tmp_path / "run")
+    train(points_config, points, tmp_path / "run")
     assert "training_00000001.png" in capsys.readouterr().out
     assert (tmp_path / "run" / "samples" / "training_00000002.png").is_file()
