@@ -17,8 +17,9 @@ PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_ro
 
 def prepare() -> None:
     """Sets the compilation cache and, on CPU, the convolution flag. Call before the first use of JAX."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cache = "" if caches.startswith("~") else str(Path(caches) / "ddpm_jax" / "compiled")  # a user without a home has none
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     on_cpu = not any(importlib.util.find_spec(plugin) for plugin in PLUGINS)
     if "XLA_FLAGS" not in os.environ and on_cpu and importlib.metadata.version("jaxlib") in TRIED_VERSIONS:

@@ -210,7 +210,7 @@ TABLE = {
 # the same, prepared with pytest's monkeypatch
 PATCHED = {
     "data of another size": (fewer_points, AGAIN, ["trained on 50000 examples and the data now hold 999", "same data back"]),
-    "memory": (lambda patch: raising(patch, MemoryError()), TOY, ["memory does not suffice", "Lower config.train.batch_size"]),
+    "memory": (lambda patch: raising(patch, MemoryError()), TOY, ["memory does not suffice", "lower config.train.batch_size"]),
     "memory of the device": (
         lambda patch: raising(patch, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")),
         TOY,
@@ -265,6 +265,14 @@ def test_a_cache_that_cannot_be_written(here, monkeypatch, capsys):  # noqa: ARG
         assert ("cannot be written" in err and "JAX_COMPILATION_CACHE_DIR" in err) == told
         assert (os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false") == told
         monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+
+
+def test_a_device_that_jax_does_not_find(monkeypatch):
+    """It raises RuntimeError, or fails an assertion, in the module that looks for devices."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(AssertionError) as caught:
+        exec(compile("assert False", "jax/_src/xla_bridge.py", "exec"))
+    assert "Unset JAX_PLATFORMS, which is 'cuda'" in str(explain(caught.value))
 
 
 def test_a_bug_keeps_its_traceback():
