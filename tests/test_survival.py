@@ -29,10 +29,10 @@ sys.argv = ["main", *{words!r}]
 from ddpm_jax import main
 main.run()
 """
-FULL_FROM_60 = """
+FULL_FROM_30 = """
 import threading, time
 def limit():
-    while not os.path.exists("full/checkpoints/60"):
+    while not os.path.exists("full/checkpoints/30"):
         time.sleep(0.001)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 threading.Thread(target=limit, daemon=True).start()
@@ -90,7 +90,7 @@ def start(server, tmp_path, monkeypatch):
 
 def launch(server, folder, *words, before=""):
     """A process of the command line, its output in folder/out."""
-    process = server.Process(target=exec, args=(PROGRAM.format(out=f"{folder}/out", words=words, before=before),))
+    process = server.Process(target=exec, args=(PROGRAM.format(out=f"{folder}/out", words=words, before=before), {}))
     process.start()
     return process
 
@@ -193,11 +193,11 @@ def test_stopped_by_signals_while_starting_training_and_sampling(start, whole):
 
 
 def test_a_full_disk_loses_nothing(start, whole):
-    """From step 60 on a limit lets small files pass but no checkpoint: told, the one before stays, the run goes on from it."""
-    code, out = finish(start(*TOY, "--workdir=full", before=FULL_FROM_60))
+    """From step 30 on a limit lets small files pass but no checkpoint: told, the one before stays, the run goes on from it."""
+    code, out = finish(start(*TOY, "--config.train.keep_last=30", "--workdir=full", before=FULL_FROM_30))
     assert code == 2 and "A checkpoint could not be written to" in out and "File too large" in out, out
     assert f"The one of step {max(saved('full'))} is sound." in out and "Make room" in out and "Traceback" not in out, out
-    assert 60 <= max(saved("full")) < 120 and unfinished("full")
+    assert 30 <= max(saved("full")) < 120 and unfinished("full")
     code, out = finish(start(*TOY, "--workdir=full"))
     assert code == 0 and "continuing from step" in out and not unfinished("full"), out
     assert_same_end(whole, "full")

@@ -112,7 +112,7 @@ def points():
 
 def test_stopped_by_signals_and_continued(points_config, points, tmp_path, capsys):
     """With streamed data, at steps that no log line or checkpoint falls on: they are saved, and the end is bit-equal."""
-    points_config.train.update(steps=14, log_every=5, checkpoint_every=14, sample_every=7)
+    points_config.train.update(steps=14, log_every=14, checkpoint_every=14, sample_every=7)
     whole = train(points_config, points, tmp_path / "whole")
 
     def source():
