@@ -14,6 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.training import run_directory
 
 FLAG_NAMES = ("--config", "--workdir", "--mode", "--debug")
+EXIT_CODES = "exit codes: 0; 2 what needs your hand; 3 training diverged; 143 SIGTERM, 130 Ctrl-C (training saves a checkpoint)"
 HELP = ("--help", "-help", "-h")
 
 Override = tuple[str, str | None]  # a key and its value as typed; None: no value was given
@@ -143,7 +144,7 @@ def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
     for name in FLAG_NAMES:
         flag = flags.FLAGS[name.lstrip("-")]
         lines.append(f"  {name:<10} {flag.help}")
-    lines += ["", _configs_here(), "", "variants (of one [group] at most one):"]
+    lines += ["", EXIT_CODES, "", _configs_here(), "", "variants (of one [group] at most one):"]
     lines += [f"  {name:<10} {entry.edit.__doc__.strip()} [{entry.group}]" for name, entry in variants.VARIANTS.items()]
     if not config_spec and not workdir:
         return "\n".join([*lines, "", "Give --config=<file> or --workdir=<run> too, to see every key with its value."])

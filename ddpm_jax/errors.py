@@ -1,5 +1,8 @@
 """The exceptions that `main` prints without a traceback."""
 
+import os
+import traceback
+
 
 class UserError(Exception):
     """A user's mistake: what was wrong, what was found, and what to do, in one paragraph. Exit code 2."""
@@ -11,3 +14,33 @@ class Diverged(UserError):
     """Training left the finite numbers. Exit code 3."""
 
     exit_code = 3
+
+
+def explain(error: Exception) -> UserError | None:
+    """The UserError for what files, memory or the machine refuse. None for what must be a bug, whose traceback is wanted."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+        return UserError(
+            f"The memory does not suffice ({first_line(error)}). For training lower config.train.batch_size or the size of "
+            "the network (config.network.channels, multipliers, blocks, attention), in another --workdir; for sampling lower "
+            "config.sampler.batch_size; where the data take it up, config.data.memory_limit_mb; or end other programs there."
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename.endswith("xla_bridge.py"):  # an AssertionError too, where jax lacks the plugin of a GPU
+        return UserError(
+            f"JAX finds no device to run on ({first_line(error)}). Unset JAX_PLATFORMS, which is "
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}, or install the jax of that device as the README says."
+        )
+    if isinstance(error, OSError):
+        return UserError(
+            f"The system refuses: {first_line(error)}. Mend that, then start the same command again; --debug shows where "
+            "it was."
+        )
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, of a long one the beginning and the end."""
+    text = (str(error).splitlines() or [""])[0].rstrip(". ")
+    return f"{type(error).__name__}: " + (f"{text[:100]} ... {text[-100:]}" if len(text) > 220 else text)

@@ -2,11 +2,12 @@
 
 import sys
 import traceback
+import warnings
 
 from absl import flags, logging
 
-from ddpm_jax import platform
-from ddpm_jax.errors import UserError
+from ddpm_jax import platform, signals
+from ddpm_jax.errors import explain
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "", "A config file and, after a colon, variants of it: configs/mnist.py:ddim,smoke.")
@@ -31,18 +32,34 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Runs `main`; a user's mistake becomes one paragraph and an exit code."""
-    logging.set_verbosity(logging.ERROR)  # orbax tells every step of a save at INFO, and its own settings at WARNING
-    platform.prepare()
-    try:
-        main(sys.argv)
-    except UserError as error:
-        if FLAGS["debug"].value or "--debug" in sys.argv:  # the flags may be what could not be parsed
-            traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Training continues from its last checkpoint by the same command.", file=sys.stderr)
-        sys.exit(130)
+    # orbax tells every step of a save at INFO, its own settings at WARNING, and at ERROR the traceback of what it raises
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _show_unraisable
+    with signals.listening(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            platform.prepare()
+            platform.check_cache()
+            main(sys.argv)
+        except signals.Stopped as stopped:
+            signals.leave(stopped.number)
+        except Exception as error:
+            known = explain(error)
+            if known is None:  # a bug
+                raise
+            if FLAGS["debug"].value or "--debug" in sys.argv:  # the flags may be what could not be parsed
+                traceback.print_exc()
+            print("error: " + " ".join(str(known).split()), file=sys.stderr)
+            sys.exit(known.exit_code)
+
+
+def _show_unraisable(args):
+    if str(args.exc_value) != "Event loop is closed":  # what tensorstore says beside the error of a save that failed
+        sys.__unraisablehook__(args)
+
+
+def _show_warning(message, *_, **__):
+    print("warning: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 if __name__ == "__main__":

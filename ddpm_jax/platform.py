@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 # jaxlib's default CPU convolutions since 0.10 are the slower ones for few channels: without them a small U-Net trained 1.5
@@ -15,9 +17,28 @@ PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_ro
 
 def prepare() -> None:
     """Sets the compilation cache and, on CPU, the convolution flag. Call before the first use of JAX."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cache = "" if caches.startswith("~") else str(Path(caches) / "ddpm_jax" / "compiled")  # a user without a home has none
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     on_cpu = not any(importlib.util.find_spec(plugin) for plugin in PLUGINS)
     if "XLA_FLAGS" not in os.environ and on_cpu and importlib.metadata.version("jaxlib") in TRIED_VERSIONS:
         os.environ["XLA_FLAGS"] = CONVOLUTION_FLAG
+
+
+def check_cache() -> None:
+    """Does without the compilation cache, and says so, where its folder cannot be written."""
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if not folder or "://" in folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"x")
+    except OSError as error:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        print(
+            f"warning: the compilation cache {folder} cannot be written ({error}), so that all programs are compiled anew. "
+            "Make room, or set JAX_COMPILATION_CACHE_DIR to another folder.",
+            file=sys.stderr,
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax import files
 from ddpm_jax.images import to_uint8
 
 GREY = 96  # of the lines between tiles
@@ -69,9 +70,8 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     """The file appears whole or not at all."""
     from PIL import Image
 
-    temporary = Path(path).with_suffix(".tmp")
-    Image.fromarray(picture).save(temporary, format="PNG")
-    temporary.replace(path)
+    with files.whole(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def save_gif(path: str | Path, film: np.ndarray, images: int = 16, milliseconds: int = 80, hold: int = 1500) -> None:
@@ -80,9 +80,8 @@ def save_gif(path: str | Path, film: np.ndarray, images: int = 16, milliseconds:
 
     frames = [Image.fromarray(picture(frame if frame.ndim == 2 else frame[:images])) for frame in film]
     durations = [milliseconds] * (len(frames) - 1) + [hold]
-    temporary = Path(path).with_suffix(".tmp")
-    frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    temporary.replace(path)
+    with files.whole(path) as temporary:
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def save_curve(path: str | Path, steps: list[int], losses: list[float]) -> None:
@@ -94,6 +93,5 @@ def save_curve(path: str | Path, steps: list[int], losses: list[float]) -> None:
     axes.plot(steps, losses, color="black", linewidth=1)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    temporary = Path(path).with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with files.whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

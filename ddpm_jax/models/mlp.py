@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import dropout, sinusoidal_embedding, zeros
 
 
@@ -21,6 +22,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, keys=None):
+        if x.ndim != 2:
+            raise UserError(f"network.name=mlp takes points, but the data are images of {list(x.shape[1:])}: take unet.")
         dtype = jnp.dtype(self.dtype)
         embedding = nn.Dense(self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
         embedding = nn.silu(embedding)

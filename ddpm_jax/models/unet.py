@@ -148,7 +148,12 @@ def double(x: jax.Array) -> jax.Array:
 
 
 def check_image_size(size: tuple[int, int], levels: int) -> None:
-    """Raises UserError where `levels` levels, each half the size of the one before, do not divide height and width."""
+    """Raises UserError where `levels` levels, each half the size of the one before, do not divide height and width.
+
+    Or where there are none, as of points.
+    """
+    if len(size) != 2:
+        raise UserError(f"The U-Net takes images, but the data are points of {list(size)}: take --config.network.name=mlp.")
     factor = 2 ** (levels - 1)
     if any(side % factor for side in size):
         fitting = 1 + min((side & -side).bit_length() - 1 for side in size)

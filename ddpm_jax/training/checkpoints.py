@@ -1,9 +1,10 @@
 """Checkpoints: written by orbax in the background, each leaf with its SHA-256, restored into NumPy."""
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, first_line
 
 FORMAT = 1
+SUMS = "SHA256SUMS"  # in each checkpoint: of its files, as `sha256sum -c SHA256SUMS` reads them
+UNSUMMED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # orbax writes these last, and what they say is not used
 
 
 class Damaged(Exception):
@@ -26,7 +29,10 @@ def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, re
         options = ocp.CheckpointManagerOptions(read_only=True)
     else:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
         )
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
@@ -34,7 +40,8 @@ def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, re
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> None:
     """Starts saving a pytree of arrays and JSON-able notes; returns before the files are written.
 
-    Raises ValueError, naming the leaf, where a float is not finite: nothing non-finite reaches the disk.
+    Raises ValueError, naming the leaf, where a float is not finite: nothing non-finite reaches the disk. Raises UserError where
+    the checkpoint before could not be written.
     """
     leaves = _flatten(jax.device_get(state))
     for name, leaf in leaves.items():
@@ -43,7 +50,34 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> N
     # As text at once: orbax reads the notes in the background, while the caller's meta changes.
     text = json.dumps({"format": FORMAT, "sha256": {name: _digest(leaf) for name, leaf in leaves.items()}, "meta": meta})
     notes = {"notes": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), notes=ocp.args.JsonSave(notes)), force=True)
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), notes=ocp.args.JsonSave(notes))
+    with _writing(manager):
+        manager.save(step, args=args, force=True)
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raises UserError where a checkpoint could not be written in the background."""
+    with _writing(manager):
+        manager.check_for_errors()
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Returns when the checkpoint under way is written. Raises UserError where it could not be."""
+    with _writing(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # tensorstore tells a full disk by ValueError, other parts by OSError
+        kept = max(manager.all_steps(), default=None)
+        raise UserError(
+            f"A checkpoint could not be written to {manager.directory} ({first_line(error)}). "
+            + (f"The one of step {kept} is sound. " if kept is not None else "There is none before it. ")
+            + "Make room there, then start the same command again: training continues from the last checkpoint."
+        ) from error
 
 
 def restore_latest(
@@ -61,6 +95,8 @@ def restore_latest(
         try:
             state, meta = _restore(manager, step, target)
         except Damaged as error:
+            if not _folder(manager, step).exists():  # deleted meanwhile by the process that trains
+                continue
             report(f"The checkpoint of step {step} is damaged ({error}); trying the one before it.")
             damaged.append(step)
             continue
@@ -68,12 +104,54 @@ def restore_latest(
             _move_aside(Path(manager.directory), damaged)
             manager.reload()
         return step, state, meta
+    manager.reload()
+    if set(manager.all_steps()) - set(steps):  # the process that trains has written others
+        return restore_latest(manager, target, report=report, set_aside=set_aside)
     if steps:
         raise UserError(
             f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, sorted(steps)))}) can be read: "
             "see above for each. Start again with another --workdir, or remove this one."
         )
     return None
+
+
+def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
+    return Path(manager.directory) / str(step)
+
+
+def _write_sums(directory: Path) -> None:
+    """Into the checkpoint that is being written, before it gets its name."""
+    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+        (folder / SUMS).write_text(_sums(folder))
+
+
+def _check_files(folder: Path) -> None:
+    """Raises Damaged where a file is missing, cut short or changed, and for links and pipes, which could lead anywhere.
+
+    Comes before any other code reads them, which may trust a length that it finds. Checkpoints of before have no sums.
+    """
+    try:
+        for path in folder.rglob("*"):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise Damaged(f"{path.relative_to(folder)} is a link or no file")
+        if not (folder / SUMS).exists():
+            return
+        wanted, found = (folder / SUMS).read_text(), _sums(folder)
+    except (OSError, ValueError) as error:
+        raise Damaged(f"its files cannot be read: {first_line(error)}") from error
+    if wanted != found:
+        odd = sorted({*wanted.splitlines()} ^ {*found.splitlines()}, key=lambda line: line[64:])
+        raise Damaged(f"the checksum of {odd[0][66:] if odd else SUMS} does not match")
+
+
+def _sums(folder: Path) -> str:
+    """A line of each file, "<SHA-256>  <path>"."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and str(path.relative_to(folder)) not in UNSUMMED:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
+    return "".join(lines)
 
 
 def _move_aside(folder, steps):
@@ -85,17 +163,24 @@ def _move_aside(folder, steps):
 
 
 def _restore(manager, step, target):
+    _check_files(_folder(manager, step))
     try:
         stored = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
         text, digest = stored["notes"], stored["sha256"]
     except Exception as error:  # orbax raises many kinds for a damaged file
-        raise Damaged(f"its notes cannot be read: {_first_line(error)}") from error
+        raise Damaged(f"its notes cannot be read: {first_line(error)}") from error
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise Damaged("the checksum of its notes does not match")
-    notes = json.loads(text)
-    version, digests, meta = notes["format"], notes["sha256"], notes["meta"]
+    try:
+        notes = json.loads(text)
+        version, digests, meta = notes["format"], {**notes["sha256"]}, notes["meta"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"its notes are not of this code: {first_line(error)}") from error
     if version != FORMAT:
-        raise UserError(f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}.")
+        raise UserError(
+            f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}. Use the "
+            "code that wrote it."
+        )
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
     if set(digests) != set(wanted):
         odd = sorted(set(digests) ^ set(wanted))[0]
@@ -109,14 +194,14 @@ def _restore(manager, step, target):
     try:
         leaves = manager.restore(step, args=ocp.args.Composite(state=restore_args))["state"]
     except Exception as error:
-        raise Damaged(f"its arrays cannot be read: {_first_line(error)}") from error
+        raise Damaged(f"its arrays cannot be read: {first_line(error)}") from error
     for name, leaf in leaves.items():
         if _digest(leaf) != digests[name]:
             raise Damaged(f"the checksum of {name} does not match")
         if leaf.shape != wanted[name].shape or leaf.dtype != wanted[name].dtype:
             raise UserError(
                 f"{name} in the checkpoint of step {step} is {leaf.dtype}{list(leaf.shape)}, "
-                f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}."
+                f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}. Use the code and config of that run."
             )
     return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in wanted]), meta
 
@@ -131,7 +216,3 @@ def _flatten(tree):
 def _digest(leaf: np.ndarray) -> str:
     leaf = np.asarray(leaf)
     return hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,6 +1,5 @@
 """What the command line's modes do."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,20 +26,23 @@ def train(config: ConfigDict, workdir: Path) -> None:
     source = construct(SOURCES, config.data)
     task = build(config, source.image_shape)
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
-    if run_directory.exists(workdir) and (shape := run_directory.read(workdir)[1]) != source.image_shape:
-        raise UserError(
-            f"The run in {workdir} has images of {list(shape)} and the data are now {list(source.image_shape)}. Bring the same "
-            "data back, or give another --workdir."
-        )
-    run_directory.write(workdir, config, source.image_shape)
-    draw_forward_process(config, workdir, task, source)
-    state = loop.train(config, workdir, task, source, devices)
-    facts = workdir / "samples" / f"{sampling.sample_name(config.sampler, int(state.step))}.json"
-    if not facts.exists() or json.loads(facts.read_text())["sampler"] != config.sampler.to_dict():
-        draw_and_write(config, workdir, task, state)
-    lines = logs.read(workdir / "metrics.jsonl")
-    if lines:
-        plots.save_curve(workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines])
+    with run_directory.held(workdir):
+        if run_directory.exists(workdir):
+            run_directory.check_agreement(workdir, config)
+            if (shape := run_directory.read(workdir)[1]) != source.image_shape:
+                raise UserError(
+                    f"The run in {workdir} has images of {list(shape)} and the data are now {list(source.image_shape)}. Bring "
+                    "the same data back, or give another --workdir."
+                )
+        run_directory.write(workdir, config, source.image_shape)
+        draw_forward_process(config, workdir, task, source)
+        state = loop.train(config, workdir, task, source, devices)
+        name = sampling.sample_name(config.sampler, int(state.step))
+        if sampling.read_facts(workdir / "samples", name).get("sampler") != config.sampler.to_dict():
+            draw_and_write(config, workdir, task, state)
+        lines = logs.read(workdir / "metrics.jsonl")
+        if lines:
+            plots.save_curve(workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines])
 
 
 def sample(config: ConfigDict, workdir: Path) -> None:

@@ -1,56 +1,103 @@
 """The log of a run: JSON lines in metrics.jsonl, the same scalars and the sample grids as TensorBoard events."""
 
+import contextlib
 import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
-from ddpm_jax.training import run_directory
+from ddpm_jax import files
+from ddpm_jax.errors import UserError
 
 
 class Log:
-    """Opens a run's log after `step` steps; whatever it holds past that step, from a run that was killed, is dropped."""
+    """Opens a run's log after `step` steps; whatever it holds past that step, from a run that was killed, is dropped.
+
+    metrics.jsonl is the record: where it cannot be written, the run stops with a UserError. Events and pictures can be drawn
+    again from it and from the checkpoints: their failure is told once, and the run goes on.
+    """
 
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
-        cut(self.path, step)
-        self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self.events = workdir / "tensorboard" / f"events.out.tfevents.{time.time_ns() // 10**6}.{socket.gethostname()}"
+        self.told = False
+        with self._recording():
+            cut(self.path, step)
+        self._event(0, file_version="brain.Event:2")
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # viewers drop the steps from here on
 
     def scalars(self, step: int, values: dict[str, Any], levels: tuple[float, float]) -> None:
         """A JSON line; in TensorBoard each number, and loss_by_level under the middle of each level."""
-        with self.path.open("a") as file:
+        with self._recording(), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        scalars = {}
         for name, value in values.items():
             if not isinstance(value, list):
-                self.writer.add_scalar(name, value, step)
+                scalars[name] = value
                 continue
             edges = np.linspace(*levels, len(value) + 1)
             for middle, part in zip((edges[1:] + edges[:-1]) / 2, value, strict=True):
                 if part is not None:
-                    self.writer.add_scalar(f"{name}/{middle:.1f}", part, step)
-        self.writer.flush()
+                    scalars[f"{name}/{middle:.1f}"] = part
+        self._event(step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]))
 
     def grid(self, step: int, picture: np.ndarray) -> None:
         """A picture [h, w, 3] in TensorBoard."""
-        self.writer.add_image("samples", picture, step, dataformats="HWC")
-        self.writer.flush()
+        self._event(step, summary=summary.image("samples", picture, dataformats="HWC"))
 
-    def close(self) -> None:
-        self.writer.close()
+    def sync(self) -> None:
+        """Returns when the lines are on the disk: before a checkpoint, which must not outlive them in a power cut."""
+        if self.path.exists():
+            with self._recording(), self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _event(self, step: int, **content: Any) -> None:
+        """Appends an event: length, its checksum, the event, its checksum (the TFRECORD form)."""
+        data = Event(wall_time=time.time(), step=step, **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        parts = length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))
+        try:
+            self.events.parent.mkdir(exist_ok=True)
+            with self.events.open("ab") as file:
+                file.write(b"".join(parts))
+        except OSError as error:
+            self.tell(error)
+
+    def tell(self, error: OSError) -> None:
+        """Says that what can be made again could not be written; once."""
+        if not self.told:
+            print(f"warning: {error}. The run goes on without its pictures and TensorBoard events.", flush=True)
+        self.told = True
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"The metrics cannot be written: {error}. Make room, or mend what is in the way, then start the same command "
+                "again: training continues from its last checkpoint."
+            ) from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file; a last line that a kill left unfinished is left out."""
-    if not path.exists():
-        return []
+    """The objects of a metrics file. Lines that are damaged, as a kill leaves the last one, are left out."""
     lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and type(values.get("step")) is int:
+                lines.append(values)
     return lines
 
 
@@ -58,4 +105,4 @@ def cut(path: Path, step: int) -> None:
     """Drops the lines past a step."""
     if path.exists():
         kept = [json.dumps(values) + "\n" for values in read(path) if values["step"] <= step]
-        run_directory.write_text(path, "".join(kept))
+        files.write_text(path, "".join(kept))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import plots
+from ddpm_jax import plots, signals
 from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.errors import Diverged, UserError
@@ -28,7 +28,9 @@ EARLY = 10  # steps after which the time left is told for the first time
 def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, devices: Sequence) -> State:
     """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
 
-    The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient.
+    The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient, UserError
+    where a checkpoint or the metrics cannot be written, and signals.Stopped, where the command line listens to signals, at the
+    end of the step in which one came, with a checkpoint of that step.
     """
     c = config.train
     optimizer = construct(OPTIMIZERS, config.optim)
@@ -77,7 +79,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
         finite = np.isfinite([pending.get(name, []) for name in ("loss", "grad_norm", "param_norm")]).all(axis=0)
         if not finite.all():
             first = step - len(finite) + int(np.argmin(finite)) + 1
-            manager.wait_until_finished()
+            checkpoints.finish(manager)
             kept = manager.latest_step()
             raise Diverged(
                 f"Training diverged: the loss, the gradient or the parameters of step {first} are not finite. "
@@ -85,15 +87,32 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 + "Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir."
             )
 
+    def draw_grid():
+        """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
+        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema).x))
+        if grid is not None:
+            log.grid(step, grid)
+            try:
+                plots.save_png(grid_path(), grid)
+            except OSError as error:
+                log.tell(error)
+
+    def grid_path():
+        return workdir / "samples" / f"training_{step:08}.png"
+
     on_device: list[dict] = []  # metrics of the calls since the last flush
     first_step, logged, early = step, step, step + per_call + EARLY
     watch = Stopwatch()
-    with Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
-        while step < c.steps:
+    with signals.deferred(), Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
+        if step and c.sample_every and step % c.sample_every == 0 and not grid_path().exists():
+            draw_grid()
+        stop = False
+        while step < c.steps and not stop:
             if step == first_step:
                 compile_start = time.monotonic()
                 print("compiling the training step... ", end="", flush=True)
-                state, metrics = jax.block_until_ready(run_step(state, *next(calls)))
+                with signals.at_once():  # there is nothing to save yet
+                    state, metrics = jax.block_until_ready(run_step(state, *next(calls)))
                 print(duration(time.monotonic() - compile_start), flush=True)
                 logged = step + per_call
                 progress.restart(logged)
@@ -117,6 +136,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                     values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
                     line += f"{rate * c.batch_size:.0f} images/s  "
                 log.scalars(step, values, task.levels)
+                checkpoints.check(manager)
                 progress.line(line + progress.time_left(step))
                 pending.clear()
                 logged = step
@@ -127,16 +147,17 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 jax.block_until_ready(metrics)  # what is still being computed is no pause
             with watch.paused():
                 if grid_due:
-                    grid = plots.picture(draw(state.ema).x)
-                    plots.save_png(workdir / "samples" / f"training_{step:08}.png", grid)
-                    log.grid(step, grid)
-                if checkpoint_due:
+                    draw_grid()
+                stop = signals.asked()
+                if checkpoint_due or stop:
                     flush()
+                    log.sync()
                     checkpoints.save(manager, step, state, {"pending": pending, "num_examples": source.num_examples})
+        checkpoints.finish(manager)
+        if stop:
+            progress.line(f"checkpoint of step {step} saved")
     calls.close()
-    manager.wait_until_finished()
     manager.close()
-    log.close()
     return state
 
 
@@ -155,17 +176,18 @@ def summarise(pending: dict[str, list]) -> dict[str, Any]:
 
 
 def steps_per_call(config: ConfigDict, start: int, platform: str) -> int:
-    """How many steps one compiled call makes. It must divide the start, the end and every interval between.
+    """How many steps one compiled call makes. It divides the start, the end and every interval between.
 
-    On CPU 1 (a scanned step is many times slower there), elsewhere the largest divisor up to 10, unless the config says.
+    On CPU 1 (a scanned step is many times slower there), elsewhere the largest divisor up to 10, unless the config says; and a
+    divisor of that after a stop at a step that it does not divide, which only another number of steps per call can have made.
     """
     c = config.train
-    common = math.gcd(start, c.steps, c.log_every, c.sample_every, c.checkpoint_every)
-    if c.steps_per_call:
-        if common % c.steps_per_call:
-            raise UserError(
-                f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, "
-                f"sample_every, checkpoint_every and the step to start from ({start}): take a divisor of {common}."
-            )
-        return c.steps_per_call
-    return 1 if platform == "cpu" else max(k for k in range(1, 11) if common % k == 0)
+    common = math.gcd(c.steps, c.log_every, c.sample_every, c.checkpoint_every)
+    if not c.steps_per_call:
+        return 1 if platform == "cpu" else max(k for k in range(1, 11) if math.gcd(start, common) % k == 0)
+    if common % c.steps_per_call:
+        raise UserError(
+            f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, "
+            f"sample_every and checkpoint_every: take a divisor of {common}."
+        )
+    return math.gcd(start, c.steps_per_call)

@@ -2,18 +2,28 @@
 
 config.json        format, the whole config, the shape of the images, versions of the packages
 metrics.jsonl      one JSON object per logged step
+lock               held while a process trains here; who it is
 checkpoints/       orbax, one folder per step
 samples/           grids drawn during training, and what --mode=sample wrote
+
+A run directory from a stranger is data. Nothing in it is executed or unpickled, no path that it names is followed when it is
+sampled from, and what is wrong with it is an error. (Continuing its training does read the data that its config names. A config
+*file*, --config=x.py, is a program and runs as one.)
 """
 
+import contextlib
+import datetime
 import importlib.metadata
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
+from ddpm_jax import files
 from ddpm_jax.errors import UserError
 
 FORMAT = 1
@@ -29,18 +39,26 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        version, saved, image_shape = content["format"], dict(content["config"]), tuple(content["image_shape"])
+        version, saved, image_shape = content["format"], {**content["config"]}, tuple(content["image_shape"])
+        if not (0 < len(image_shape) <= 3 and all(type(n) is int and 0 < n < 2**16 for n in image_shape)):
+            raise ValueError(f"image_shape is {list(image_shape)}")
     except FileNotFoundError:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
             "or give the --workdir of an existing run."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a run's config ({type(error).__name__}: {error}).") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read as a run's config ({type(error).__name__}: {error}). Put a copy of it there, if you have "
+            "one, or give another --workdir."
+        ) from error
     if version != FORMAT:
         raise UserError(f"{path} has format {version}; this code reads format {FORMAT}. Use the code that wrote it.")
-    config = configs.unflatten(configs.flatten(configs.base()) | saved)
     try:
+        for key in saved:
+            if key not in configs.KEYS:
+                raise configs.unknown_key(key)
+        config = configs.unflatten(configs.flatten(configs.base()) | saved)
         configs.validate(config)
     except UserError as error:
         raise UserError(f"{path} holds a config that this code does not take: {error}") from error
@@ -58,9 +76,13 @@ def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int]) 
             "image_shape": list(image_shape),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        write_text(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+        files.write_text(workdir / "config.json", json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"The run directory {workdir} cannot be written: {error}. Give another --workdir.") from error
+        raise _cannot_be_written(workdir, error) from error
+
+
+def _cannot_be_written(workdir: Path, error: OSError) -> UserError:
+    return UserError(f"The run directory {workdir} cannot be written: {error}. Make room, or give another --workdir.")
 
 
 def check_agreement(workdir: Path, config: ConfigDict) -> None:
@@ -73,8 +95,37 @@ def check_agreement(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Within, no other process trains in the run directory. Raises UserError, naming the process, where one does already.
+
+    The lock is the operating system's (flock): it ends with the process, however that ends.
+    """
+    path = workdir / "lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise _cannot_be_written(workdir, error) from error
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = path.read_text().strip() or "a process"
+            raise UserError(
+                f"{workdir} is in use: {holder} trains there. Wait for it or stop it, or give another --workdir. "
+                "(--mode=sample may run beside it.)"
+            ) from None
+        except (OSError, ImportError) as error:
+            print(f"no locks on this file system ({error}): let no other process train in {workdir}", flush=True)
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        file.truncate(0)
+        with contextlib.suppress(OSError):  # a full disk: held all the same
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},")
+            file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import images, plots
+from ddpm_jax import files, images, plots
 from ddpm_jax.config import KEYS
 from ddpm_jax.construct import takes
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.diffusion.samplers import SAMPLERS
-from ddpm_jax.training import parallel, run_directory
+from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import Task
 
@@ -87,11 +87,20 @@ def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
     plots.save_png(paths[0], plots.picture(drawn.x))
-    np.savez_compressed(paths[1], samples=samples)
+    with files.whole(paths[1]) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, samples=samples)
     if drawn.frames is not None:
         paths += write_film(folder, f"{name}_trajectory", drawn.frames)
-    run_directory.write_text(paths[2], json.dumps(facts, indent=2) + "\n")
+    files.write_text(paths[2], json.dumps(facts, indent=2) + "\n")
     return paths
+
+
+def read_facts(folder: Path, name: str) -> dict[str, Any]:
+    """What `write_samples` wrote of these samples; {} where there are none, or a damaged file."""
+    try:
+        return {**json.loads((folder / f"{name}.json").read_text())}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:

@@ -1,3 +1,8 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,18 +58,46 @@ def test_a_reader_of_a_run_sees_the_same_and_writes_nothing(tmp_path):
     assert_same(restored, state(8))
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "notes"])
-def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, damage):
+def test_damage_of_any_file_is_noticed_and_the_one_before_is_used(tmp_path):
+    """A byte flipped, the file cut short, emptied, removed, or a link in its place, in every file one after the other.
+
+    But for the two that orbax writes after the sums, for itself: there the state is the one that was saved.
+    """
+    folder = tmp_path / "checkpoints" / "8"
     saved(tmp_path / "checkpoints").close()
-    if damage == "notes":
-        path = largest_file(tmp_path / "checkpoints" / "8" / "notes")
-    else:
-        path = largest_file(tmp_path / "checkpoints" / "8" / "state")
+    random = np.random.default_rng(0)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[random.integers(len(content))] ^= 1 << random.integers(8)
+        for damaged in (flipped, content[: len(content) // 2], b"", None, Path("/etc/hostname")):
+            path.unlink()
+            if isinstance(damaged, Path):
+                path.symlink_to(damaged)
+            elif damaged is not None:
+                path.write_bytes(damaged)
+            said = []
+            manager = checkpoints.open_manager(tmp_path / "checkpoints", 2)
+            step, restored, _ = checkpoints.restore_latest(manager, state(0), report=said.append)
+            manager.close()
+            harmless = path.parent == folder and path.name in checkpoints.UNSUMMED
+            assert_same(restored, state(step))
+            assert (step == 4 and "step 8 is damaged" in said[0]) or (step == 8 and harmless), (path, damaged)
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+    assert checkpoints.restore_latest(saved(tmp_path / "others"), state(0))[0] == 8
+
+
+@pytest.mark.parametrize("part", ["state", "notes"])
+def test_damage_is_noticed_without_the_sums_too(tmp_path, part):
+    """As in checkpoints of older versions; the damaged one is moved away, and its step can be saved again."""
+    saved(tmp_path / "checkpoints").close()
+    (tmp_path / "checkpoints" / "8" / checkpoints.SUMS).unlink()
+    path = largest_file(tmp_path / "checkpoints" / "8" / part)
     content = bytearray(path.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-    else:
-        content = content[: len(content) // 2]
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
     said = []
@@ -135,3 +168,75 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp-1").mkdir()
     manager = checkpoints.open_manager(tmp_path / "checkpoints")
     assert checkpoints.restore_latest(manager, state(0))[0] == 8
+
+
+def test_a_reader_follows_the_process_that_trains(tmp_path):
+    """It may delete what the reader has listed; then the newer ones are read."""
+    writer = saved(tmp_path / "checkpoints", steps=(4, 8))
+    reader = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
+    assert reader.all_steps() == [4, 8]
+    for step in (12, 16):
+        checkpoints.save(writer, step, state(step), {})
+    writer.wait_until_finished()
+    said = []
+    step, restored, _ = checkpoints.restore_latest(reader, state(0), report=said.append)
+    assert step == 16 and not said
+    assert_same(restored, state(16))
+
+
+def rewrite_notes(folder, notes):
+    """Notes of one's own, with checksums that are right."""
+    text = json.dumps(notes) if isinstance(notes, dict) else notes
+    (path,) = (folder / "notes").glob("metadata")
+    path.write_text(json.dumps({"notes": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    (folder / checkpoints.SUMS).unlink()
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["PICKLED"],)
+
+
+def test_a_strangers_checkpoint_runs_no_code_and_leads_nowhere(tmp_path, monkeypatch):
+    """Pickles in the place of files and leaves; paths out of the directory; notes that are something else; a pipe."""
+    monkeypatch.setenv("PICKLED", str(tmp_path / "pickled"))
+    saved(tmp_path / "checkpoints", steps=(8,)).close()
+    folder = tmp_path / "checkpoints" / "8"
+    good = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    notes = json.loads(json.loads((folder / "notes" / "metadata").read_text())["notes"])
+    np.save(tmp_path / "pickle.npy", np.array([Hostile()], dtype=object), allow_pickle=True)
+    pickled = (tmp_path / "pickle.npy").read_bytes()
+
+    def restore():
+        """The state, or None for a UserError; afterwards the files are as they were."""
+        try:
+            manager = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
+            return checkpoints.restore_latest(manager, state(0), report=lambda _: None)[1]
+        except UserError as error:
+            assert any(words in str(error) for words in ("can be read", "has format", "another network")), error
+        finally:
+            for path, content in good.items():
+                path.write_bytes(content)
+
+    for path in good:
+        (folder / checkpoints.SUMS).unlink()
+        path.write_bytes(pickled)
+        restored = restore()
+        if restored is not None:  # the file was not needed
+            assert_same(restored, state(8))
+    for hostile in (
+        notes | {"sha256": notes["sha256"] | {"../../../outside": "0" * 64}},
+        notes | {"sha256": {f"../{name}": digest for name, digest in notes["sha256"].items()}},
+        notes | {"sha256": 3},
+        notes | {"format": {"$": "!!python/object/apply:os.mkdir [pickled]"}},
+        {},
+        "[" * 100_000,
+        "!!python/object/apply:os.mkdir [pickled]",
+    ):
+        rewrite_notes(folder, hostile)
+        assert restore() is None
+    os.mkfifo(folder / "state" / "pipe")
+    assert restore() is None
+    assert not (tmp_path / "pickled").exists() and not (tmp_path / "outside").exists()

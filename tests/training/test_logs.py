@@ -1,7 +1,9 @@
 import json
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.training.logs import Log, read
 
 LEVELS = (-10.0, 10.0)
@@ -25,7 +27,6 @@ def events(folder):
 def test_lines_and_events_hold_the_same(tmp_path):
     log = Log(tmp_path, 0)
     log.scalars(2, {"loss": 0.5, "loss_by_level": [0.25, None]}, LEVELS)
-    log.close()
     assert read(tmp_path / "metrics.jsonl") == [{"step": 2, "loss": 0.5, "loss_by_level": [0.25, None]}]
     found, _ = events(tmp_path / "tensorboard")
     assert found == [("loss", 2, 0.5), ("loss_by_level/-5.0", 2, 0.25)]
@@ -35,10 +36,31 @@ def test_what_lies_past_the_restored_step_is_dropped(tmp_path):
     log = Log(tmp_path, 0)
     for step in (2, 4, 6, 8):
         log.scalars(step, {"loss": 0.1}, LEVELS)
-    log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
-    Log(tmp_path, 6).close()
+    Log(tmp_path, 6)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
     assert 7 in events(tmp_path / "tensorboard")[1]
+
+
+def test_a_damaged_line_costs_no_other(tmp_path):
+    lines = ['{"step": 1, "loss": 0.5}', '{"step": 2, "lo\x00s": ', "[" * 100_000, "3", '{"step": 4, "loss": 0.25}', '{"step"']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    Log(tmp_path, 5)
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 4, "loss": 0.25}]
+
+
+def test_metrics_that_cannot_be_written_stop_the_run(tmp_path):
+    log = Log(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="metrics cannot be written: .*No space left on device.*start the same command again"):
+        log.scalars(2, {"loss": 0.5}, LEVELS)
+
+
+def test_events_that_cannot_be_written_are_told_once(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("a file in the place of the folder")
+    log = Log(tmp_path, 0)
+    for step in (2, 4):
+        log.scalars(step, {"loss": 0.5}, LEVELS)
+    assert capsys.readouterr().out.count("The run goes on without") == 1 and len(read(tmp_path / "metrics.jsonl")) == 2

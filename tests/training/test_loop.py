@@ -1,18 +1,24 @@
+import itertools
 import json
+import os
+import signal
+import time
 
 import chex
 import jax
 import numpy as np
 import pytest
 
+from ddpm_jax import signals
+from ddpm_jax.data import Source, Streamed
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.training import checkpoints, loop, run_directory
 from ddpm_jax.training.tasks import build
 
 
 def train(config, source, workdir, devices=1):
-    run_directory.write(workdir, config, (8, 8, 1))
-    return loop.train(config, workdir, build(config, (8, 8, 1)), source, jax.devices()[:devices])
+    run_directory.write(workdir, config, source.image_shape)
+    return loop.train(config, workdir, build(config, source.image_shape), source, jax.devices()[:devices])
 
 
 def metrics(workdir):
@@ -85,5 +91,78 @@ def test_steps_per_call(tiny_config):
     assert loop.steps_per_call(tiny_config, 15, "gpu") == 5
     tiny_config.train.steps_per_call = 25
     assert loop.steps_per_call(tiny_config, 0, "cpu") == 25
-    with pytest.raises(UserError, match="steps_per_call is 25.*start from .15.*divisor of 5"):
-        loop.steps_per_call(tiny_config, 15, "cpu")
+    assert loop.steps_per_call(tiny_config, 15, "cpu") == 5  # stopped at 15 with another number of steps per call
+    tiny_config.train.steps_per_call = 20
+    with pytest.raises(UserError, match="steps_per_call is 20.*take a divisor of 50"):
+        loop.steps_per_call(tiny_config, 0, "cpu")
+
+
+@pytest.fixture
+def points_config(tiny_config):
+    """A perceptron on points, which compiles in a second."""
+    tiny_config.network.name = "mlp"
+    return tiny_config
+
+
+@pytest.fixture
+def points():
+    image = np.random.default_rng(0).normal(size=(48, 2)).astype(np.float32)
+    return Source({"image": image, "label": np.zeros(48, np.int32)}, 1)
+
+
+def test_stopped_by_signals_and_continued(points_config, points, tmp_path, capsys):
+    """With streamed data, at steps that no log line or checkpoint falls on: they are saved, and the end is bit-equal."""
+    points_config.train.update(steps=14, log_every=14, checkpoint_every=14, sample_every=7)
+    whole = train(points_config, points, tmp_path / "whole")
+
+    def source():
+        """Sends a signal at its fifth batch (three are read before the first step, which compiles)."""
+        batches = itertools.count(1)
+
+        def gather(indices):
+            if next(batches) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)  # the loop waits for this batch, and sees the signal first
+            return points.gather(indices)
+
+        return Streamed(48, (2,), 1, gather)
+
+    for _ in range(2):
+        with signals.listening(), pytest.raises(signals.Stopped):
+            train(points_config, source(), tmp_path / "stopped")
+    stopped = train(points_config, points, tmp_path / "stopped")
+    out = capsys.readouterr().out
+    steps = [line.split()[3] for line in out.splitlines() if line.endswith("saved")]
+    assert len(steps) == 2 and all(f"continuing from step {step}" in out for step in steps), out
+    chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(stopped))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+    grid = "samples/training_00000007.png"
+    assert (tmp_path / "stopped" / grid).read_bytes() == (tmp_path / "whole" / grid).read_bytes()
+
+
+def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(points_config, points, tmp_path, monkeypatch):
+    """The step is saved without its grid, at once."""
+    points_config.train.update(steps=4, checkpoint_every=4, sample_every=2)
+
+    def make_preview(*_):
+        def draw(_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+        return draw
+
+    with monkeypatch.context() as patch, signals.listening(), pytest.raises(signals.Stopped):
+        patch.setattr(loop.sampling, "make_preview", make_preview)
+        train(points_config, points, tmp_path / "run")
+    assert not list((tmp_path / "run" / "samples").glob("*.png"))
+    assert checkpoints.open_manager(tmp_path / "run" / "checkpoints").latest_step() == 2
+    train(points_config, points, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
+
+
+def test_a_grid_that_cannot_be_written_is_told_and_passed_over(points_config, points, tmp_path, capsys):
+    points_config.train.update(steps=3, sample_every=1, checkpoint_every=3)
+    (tmp_path / "run" / "samples" / "training_00000001.png").mkdir(parents=True)
+    train(points_config, points, tmp_path / "run")
+    assert "training_00000001.png" in capsys.readouterr().out
+    assert (tmp_path / "run" / "samples" / "training_00000002.png").is_file()

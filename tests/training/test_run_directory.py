@@ -1,4 +1,10 @@
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +34,10 @@ def test_an_older_config_gets_todays_defaults(tmp_path):
 
 @pytest.mark.parametrize(
     "text, words",
-    [(None, "There is no run in"), ("{", "cannot be read"), ("{}", "cannot be read"), ("[]", "cannot be read")],
+    [
+        (None, "There is no run in"), ("{", "cannot be read"), ("{}", "cannot be read"), ("[]", "cannot be read"),
+        ("\x00" * 100, "cannot be read"), ("[" * 100_000, "cannot be read"), ('{"a":' * 100_000, "cannot be read"),
+    ],
 )
 def test_what_is_no_run(tmp_path, text, words):
     if text is not None:
@@ -55,3 +64,68 @@ def test_agreement(tmp_path):
     config.seed = 3
     with pytest.raises(UserError, match=r"seed: 0 -> 3; optim.learning_rate: 0.0002 -> 0.5.*--workdir"):
         run_directory.check_agreement(tmp_path, config)
+
+
+STRANGE = {
+    "image_shape": [
+        ("abc", "cannot be read"), ([8, 8, -1], "cannot be read"), ([8, 8, 1.0], "cannot be read"), ([], "cannot be read"),
+        ([2**40, 8, 1], "cannot be read"), (None, "cannot be read"), ([True, 8, 1], "cannot be read"),
+    ],
+    "config": [
+        ({"train": 5}, "no config key 'train'"), ({"train.steps.x": 5}, "no config key 'train.steps.x'"), (3, "cannot be read"),
+        ({"__class__": "os.system"}, "no config key '__class__'"), ({"train.steps": {"a": 1}}, "no config key 'train.steps.a'"),
+        ({"train.steps": [10**6]}, "train.steps takes an int"), ({"train.steps": 10**400}, "train.steps takes an int"),
+        ({"data.name": "../../etc/passwd"}, "data.name takes"), ({"sampler.name": "__import__('os')"}, "sampler.name takes"),
+        ({"seed": "$(touch x)"}, "seed takes an int"), ({"network.multipliers": [[1]]}, "network.multipliers takes a tuple"),
+        ({"optim.learning_rate": float("nan")}, "learning_rate takes a float"), ([["a", 1]], "cannot be read"),
+    ],
+    "format": [("1", "has format"), (None, "has format"), ({"a": []}, "has format")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part, value, words", [(part, *row) for part, rows in STRANGE.items() for row in rows])
+def test_a_strangers_config_is_data(tmp_path, part, value, words):
+    run_directory.write(tmp_path, configs.base(), (8, 8, 1))
+    content = json.loads((tmp_path / "config.json").read_text())
+    content[part] = content[part] | value if isinstance(value, dict) and part == "config" else value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        run_directory.read(tmp_path)
+
+
+def test_one_process_at_a_time(tmp_path):
+    """The second is told who the first is; a lock ends with its process, even by SIGKILL, and its file may stay."""
+    workdir = tmp_path / "run"
+    holder = f"in use: process {os.getpid()} on {socket.gethostname()}, since 20"
+    with run_directory.held(workdir), pytest.raises(UserError, match=holder), run_directory.held(workdir):
+        pass
+    program = f"""
+import pathlib, time
+from ddpm_jax.training import run_directory
+with run_directory.held(pathlib.Path({str(workdir)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    holder = f"in use: process {process.pid} on .* trains there. Wait for it or stop it"
+    with pytest.raises(UserError, match=holder), run_directory.held(workdir):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert f"process {process.pid}" in (workdir / "lock").read_text()
+    with run_directory.held(workdir):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    """As some network file systems are: said, and the run goes on."""
+    import fcntl
+
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run_directory.held(tmp_path):
+        assert "no locks on this file system ([Errno 37] No locks available): let no other process" in capsys.readouterr().out
