@@ -444,8 +444,8 @@ def test_sde_steps(tolerance):
 
 @pytest.mark.parametrize("spacing,ours,steps", [("linspace", "uniform", 16), ("trailing", "trailing", 30)])
 def test_ddim_leaves_its_grid(spacing, ours, steps, tolerance):
-    """DDIM steps from t to t - T // N, not to its grid's next time: with linspace, and with trailing if N does not divide T. So x
-    is at one time, and the network is shown another. On a table of the grid's times alone T // N = 1, and it is right. (DDPM
+    """DDIM steps from t to t - T // N, not to its grid's next time: with linspace, and with trailing if N does not divide T.
+    So x is at one time, and the network is shown another. On a table of the grid's times alone T // N = 1: it is right. (DDPM
     looks up the next time of its grid.)"""
     process, x = LINEAR(), jnp.asarray(START, float)
     times, denoise = grid(ours, steps)(process), our_denoiser(process)
