@@ -92,7 +92,7 @@ MISTAKES = {
     "--config=configs/wrong_element.py": ["config.network.multipliers takes a tuple of ints", "found (1, '2')."],
     "--config=configs/none.py": ["config.network.multipliers takes a tuple of ints", "found None."],
     "--config=configs/nan.py": ["config.optim.learning_rate takes a float greater than 0", "found nan."],
-    "--config=configs/lacks.py": ["The config lacks ema.decay", "ddpm_jax.config.base()"],
+    "--config=configs/lacks.py": ["The config lacks ema.decays", "ddpm_jax.config.base()"],
     "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed and those of data, ema,"],
     # variants
     GOOD + ":smok": ["no variant 'smok'; the variants are ddpm, ddim, smoke. Did you mean smoke?"],
@@ -233,8 +233,8 @@ def test_a_run_is_continued_with_its_own_config(here):  # noqa: ARG001
     mode, config, workdir = read("--workdir=run")
     assert (mode, workdir, configs.flatten(config)) == ("train", Path("run"), saved)
     assert read(GOOD + ":smoke --workdir=run --config.train.steps=9")[1].train.steps == 9
-    with pytest.raises(UserError, match="ema.decay: 0.9999 -> 0.5"):
-        read(GOOD + ":smoke --workdir=run --config.ema.decay=0.5")
+    with pytest.raises(UserError, match=r"ema.decays: \(0.9999,\) -> \(0.5,\)"):
+        read(GOOD + ":smoke --workdir=run --config.ema.decays=0.5")
 
 
 def test_default_run_directory():

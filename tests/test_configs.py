@@ -41,15 +41,15 @@ def check_training(name, training_keys):
     config, shape = configs.unflatten(dict(training_keys) | SAMPLER), SHAPES[name]
     task, devices = build(config, shape), jax.devices()[:1]
     optimizer = construct(OPTIMIZERS, config.optim)
-    state = jax.eval_shape(lambda: init_state(task, optimizer, config.seed))
-    one_device = make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay)
+    state = jax.eval_shape(lambda: init_state(task, optimizer, config.seed, len(config.ema.decays)))
+    one_device = make_step(task, optimizer, seed=config.seed, ema_decays=config.ema.decays)
     step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))
     batch = config.train.batch_size
     data = {"image": jax.ShapeDtypeStruct((batch, *shape), np.uint8 if len(shape) == 3 else np.float32)}
     new, metrics = jax.eval_shape(step, state, data, jax.ShapeDtypeStruct((1, 1, batch), np.int32))
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     assert metrics["loss"].shape == (1,)
-    return state.ema
+    return state.ema[0]
 
 
 @pytest.mark.parametrize("name, variant", list(product(CONFIGS, ["", *variants.VARIANTS])))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Damaged(Exception):
@@ -94,9 +95,15 @@ def _restore(manager, step, target):
         raise Damaged("the checksum of its notes does not match")
     notes = json.loads(text)
     version, digests, meta = notes["format"], notes["sha256"], notes["meta"]
-    if version != FORMAT:
-        raise UserError(f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}.")
+    if version not in range(1, FORMAT + 1):
+        raise UserError(
+            f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads formats up "
+            f"to {FORMAT}."
+        )
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
+    if version == 1:  # it knew one average of the parameters, and stopped where an update would be skipped today
+        wanted = {re.sub(r"^ema\.0\b", "ema", name): leaf for name, leaf in wanted.items()}
+        meta |= {"skipped": 0, "skipped_in_a_row": 0}
     if set(digests) != set(wanted):
         odd = sorted(set(digests) ^ set(wanted))[0]
         raise UserError(

@@ -16,8 +16,16 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
+
+
+def _several_averages(saved):
+    """Format 1 knew one average of the parameters."""
+    return {key: value for key, value in saved.items() if key != "ema.decay"} | {"ema.decays": (saved["ema.decay"],)}
+
+
+MIGRATIONS = {1: _several_averages}  # by format: a flat config of it -> one of the next format
 
 
 def exists(workdir: Path) -> bool:
@@ -30,6 +38,8 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
     try:
         content = json.loads(path.read_text())
         version, saved, image_shape = content["format"], dict(content["config"]), tuple(content["image_shape"])
+        while version in MIGRATIONS:
+            saved, version = MIGRATIONS[version](saved), version + 1
     except FileNotFoundError:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
@@ -38,7 +48,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a run's config ({type(error).__name__}: {error}).") from error
     if version != FORMAT:
-        raise UserError(f"{path} has format {version}; this code reads format {FORMAT}. Use the code that wrote it.")
+        raise UserError(f"{path} has format {version}; this code reads formats up to {FORMAT}. Use the code that wrote it.")
     config = configs.unflatten(configs.flatten(configs.base()) | saved)
     try:
         configs.validate(config)

@@ -101,14 +101,16 @@ def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
     return paths
 
 
-def sample_name(sampler: ConfigDict, step: int) -> str:
+def sample_name(config: ConfigDict, step: int) -> str:
     """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64.
 
-    variance, grid, last and clip appear where they are not the defaults and apply.
+    variance, grid, last and clip appear where they are not the defaults and apply; ema, the decay, where there are several.
     """
+    sampler, decays = config.sampler, config.ema.decays
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
     if takes(SAMPLERS[sampler.name], "eta"):
         parts.append(f"eta{sampler.eta:g}")
     others = ["grid", "last", "clip"] + ["variance"] * takes(SAMPLERS[sampler.name], "variance")
     parts += [f"{key}_{sampler[key]}" for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
+    parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])

@@ -36,7 +36,7 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     film = run.trajectory(4, frames=5, name="ddim", steps=6, eta=0.5, seed=3)
     chex.assert_shape(film, (5, 4, 8, 8, 1))
     np.testing.assert_allclose(film[-1], images, atol=1e-4)
-    chex.assert_trees_all_equal(run.params, run.state.ema)
+    chex.assert_trees_all_equal(run.params, run.state.ema[0])
     assert run.config.sampler.name == "ancestral"
 
     run.sample(4, name="ddim", steps=np.int64(6), eta=1, seed=4)
