@@ -43,6 +43,23 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     assert len(run.compiled) == 2  # one more for the film; eta and seed are arguments
 
 
+def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
+    """By number; the run's config names the one of `params`. Another costs no compilation."""
+    point_config.ema.decays = (0.9, 0.0)
+    point_config.optim.learning_rate = 0.1
+    run_directory.write(tmp_path, point_config, (2,))
+    loop.train(point_config, tmp_path, build(point_config, (2,)), point_source, jax.devices()[:1])
+    run = ddpm_jax.load(tmp_path)
+    first, second = run.sample(4), run.sample(4, ema=1)
+    assert np.abs(first - second).max() > 1e-3 and len(run.compiled) == 1
+    np.testing.assert_array_equal(first, run.sample(4, ema=0))
+    run.config.sampler.ema = 1
+    np.testing.assert_array_equal(second, run.sample(4))
+    chex.assert_trees_all_equal(run.params, run.state.ema[1])
+    with pytest.raises(UserError, match="sampler.ema is 2"):
+        run.sample(4, ema=2)
+
+
 def test_mistakes(workdir, tmp_path):
     run = ddpm_jax.load(workdir)
     with pytest.raises(UserError, match="sampler.nmae"):

@@ -146,7 +146,7 @@ def test_several_averages(point_config, point_source):
 def test_an_update_that_is_not_finite_is_refused(bad):
     """On one of two devices, for one of its examples. The step is counted, and the next one goes on from what was there."""
 
-    def loss(params, batch, keys):
+    def loss(params, batch, _):
         x = batch["image"].sum((1, 2, 3)).astype(float)
         is_bad = x == 7
         if bad == "loss":
