@@ -14,7 +14,7 @@ def get_config(names: str = ""):
     config.data.update(name="folder", image_size=64)
     config.network.update(channels=64, multipliers=(1, 2, 2, 4), attention=(16,))
     config.optim.warmup_steps = 500
-    config.ema.decay = 0.9995
+    config.ema.decays = (0.9995,)
     config.train.update(steps=50_000, batch_size=64, sample_every=2_500, checkpoint_every=2_500)
     config.sampler.update(steps=250)
     return variants.apply(config, names)

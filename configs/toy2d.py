@@ -15,7 +15,7 @@ def get_config(names: str = ""):
     config.data.name = "toy2d"
     config.network.update(name="mlp", channels=128, blocks=3)
     config.optim.update(learning_rate=2e-3, warmup_steps=100)
-    config.ema.decay = 0.995
+    config.ema.decays = (0.995,)
     config.train.update(steps=3000, batch_size=256, steps_per_call=20, log_every=500, sample_every=0, checkpoint_every=1500)
     config.sampler.update(name="ddim", steps=100, clip="none", num_samples=4096, batch_size=4096)
     return variants.apply(config, names)

@@ -102,15 +102,20 @@ KEYS: dict[str, Key] = {
     "optim.b2": Key(0.999, "decay of Adam's second moment", BELOW_ONE),
     "optim.eps": Key(1e-8, "Adam's epsilon", POSITIVE),
     "optim.clip_norm": Key(1.0, "limit of the gradients' global norm; 0: no clipping", NOT_NEGATIVE),
-    "ema.decay": Key(0.9999, "of the averaged parameters; starts as (1 + step) / (10 + step)", BELOW_ONE),
+    "ema.decays": Key((0.9999,), "of the averages of the parameters; each starts as (1 + step) / (10 + step)", BELOW_ONE),
     "train.steps": Key(800_000, "training steps in all", POSITIVE),
     "train.batch_size": Key(128, "images per step, over all devices", POSITIVE),
+    "train.micro_batches": Key(1, "parts of a device's share of the batch that follow one another, to save memory", POSITIVE),
+    "train.on_nonfinite": Key("stop", "at a loss or gradient that is not finite: stop, or skip that update", ("stop", "skip")),
+    "train.max_skips": Key(10, "updates skipped in a row at which training stops after all", POSITIVE),
+    "train.debug_nans": Key(False, "find the operation that gives the first NaN; slow"),
     "train.steps_per_call": Key(0, "steps per compiled call; 0: 1 on CPU, up to 10 elsewhere", NOT_NEGATIVE),
     "train.log_every": Key(100, "steps between log lines", POSITIVE),
     "train.sample_every": Key(10_000, "steps between sample grids; 0: none before the end", NOT_NEGATIVE),
     "train.checkpoint_every": Key(10_000, "steps between checkpoints", POSITIVE),
     "train.keep_last": Key(2, "newest checkpoints kept", POSITIVE),
     "train.keep_every": Key(0, "checkpoints at multiples of this step are kept for good; 0: none", NOT_NEGATIVE),
+    "sampler.ema": Key(0, "which of ema.decays averages the parameters it uses, counted from 0", NOT_NEGATIVE),
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
     "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", POSITIVE),
     "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
@@ -128,12 +133,15 @@ KEYS: dict[str, Key] = {
     "sampler.seed": Key(0, "of the sampling noise", SEED),
 }
 
-# What may differ between a run directory and the command that continues it: nothing that has entered the parameters.
+# What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
+# rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
     "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
-    "train.keep_last", "train.keep_every",
+    "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
 )  # fmt: skip
+
+NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
 
 
 def base() -> ConfigDict:
@@ -185,10 +193,16 @@ def validate(config: ConfigDict) -> None:
     try:
         kernel(config)
     except ValueError as error:
-        chosen = ("process.name", "process.steps", "prediction.name", "times.name", "sampler.name", "sampler.grid", "sampler.steps")
+        keys = "process.name process.steps prediction.name times.name sampler.name sampler.grid sampler.steps"
         flat = flatten(config)
-        settings = ", ".join(f"config.{key}={flat[key]}" for key in chosen)
+        settings = ", ".join(f"config.{key}={flat[key]}" for key in keys.split())
         raise UserError(f"These settings do not go together: {settings}. The reason: {error}.") from error
+    decays = config.ema.decays
+    if config.sampler.ema >= len(decays):
+        raise UserError(
+            f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
+            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays)) + "."
+        )
 
 
 def check_complete(config: ConfigDict) -> None:
@@ -214,8 +228,8 @@ def check_value(key: str, value: Any, found: Any = None) -> None:
     for element in elements:
         if type(element) is not element_type or (accepts is not None and not _accepted(element, accepts)):
             raise wrong
-    if key == "network.multipliers" and not value:
-        raise UserError("config.network.multipliers needs at least one level, found ().")
+    if key in NEVER_EMPTY and not value:
+        raise UserError(f"config.{key} needs at least one {NEVER_EMPTY[key]}, found ().")
 
 
 def _is_rule(accepts) -> bool:

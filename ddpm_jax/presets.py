@@ -12,7 +12,7 @@ def small_images() -> ConfigDict:
     config = configs.base()
     config.network.update(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(7,))
     config.optim.update(learning_rate=1e-3, warmup_steps=200)
-    config.ema.decay = 0.999
+    config.ema.decays = (0.999,)
     config.train.update(steps=2500, batch_size=64, log_every=50, sample_every=500, checkpoint_every=250)
     config.sampler.update(steps=250)
     return config
@@ -28,7 +28,7 @@ def cifar_ddpm() -> ConfigDict:
 
 def _score_sde(ema_decay):
     def edit(config):
-        config.ema.decay = ema_decay
+        config.ema.decays = (ema_decay,)
         config.train.steps = 950_000
 
     return edit
@@ -38,14 +38,14 @@ def _edm(config):
     """Karras et al. 2022, table 7, without their augmentation: 200 million images, averages of half-life 500,000 images."""
     config.network.dropout = 0.13
     config.optim.update(learning_rate=1e-3, warmup_steps=19_531, clip_norm=0.0)
-    config.ema.decay = 0.99929
+    config.ema.decays = (0.99929,)
     config.train.update(steps=390_625, batch_size=512)
 
 
 def _rectified_flow(config):
     """Liu et al. 2023, section 5 and code."""
     config.network.dropout = 0.15
-    config.ema.decay = 0.999999
+    config.ema.decays = (0.999999,)
     config.train.steps = 1_300_000
 
 

@@ -96,7 +96,7 @@ def split(names: str) -> list[str]:
 def apply(config: ConfigDict, names: str, published: Mapping[str, Callable[[ConfigDict], None]] | None = None) -> ConfigDict:
     """Edits the config by the comma-separated variants, left to right, `smoke` last, and validates it.
 
-    published: what a variant's paper sets besides on this data set, by the variant's name; it is applied right after the variant.
+    published: what a variant's paper sets besides on this data set, by the variant's name; applied right after the variant.
     Raises UserError for an unknown variant, one given twice, or two of one group.
     """
     chosen = split(names)

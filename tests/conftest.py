@@ -5,8 +5,22 @@ Tiny networks run no slower for it and compile some five times as fast.
 
 import os
 
+import pytest
+
 from ddpm_jax import platform
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 platform.prepare()
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+
+@pytest.fixture
+def metrics():
+    """A function that gives the logged lines of a run directory without the wall clock."""
+    from ddpm_jax.training import logs
+
+    def read(workdir):
+        lines = logs.read(workdir / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+
+    return read

@@ -87,12 +87,12 @@ MISTAKES = {
     "--config=configs/int_of_float.py": ["configs/int_of_float.py, line 4: TypeError", "'steps'", "1000.0", "int"],
     # values that a config file sets
     "--config=configs/mistyped.py": ["no config key 'optim.lerning_rate'. Did you mean optim.learning_rate?"],
-    "--config=configs/wrong_choice.py": ["config.sampler.name takes one of ancestral, ddim, euler, heun, euler_maruyama, dpmpp_2m, found 'ddmi'. Did you mean ddim?"],
+    "--config=configs/wrong_choice.py": ["config.sampler.name takes one of ancestral,", "Did you mean ddim?"],
     "--config=configs/out_of_range.py": ["config.train.batch_size takes an int greater than 0", "found 0."],
     "--config=configs/wrong_element.py": ["config.network.multipliers takes a tuple of ints", "found (1, '2')."],
     "--config=configs/none.py": ["config.network.multipliers takes a tuple of ints", "found None."],
     "--config=configs/nan.py": ["config.optim.learning_rate takes a float greater than 0", "found nan."],
-    "--config=configs/lacks.py": ["The config lacks ema.decay", "ddpm_jax.config.base()"],
+    "--config=configs/lacks.py": ["The config lacks ema.decays", "ddpm_jax.config.base()"],
     "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed and those of data, ema,"],
     # variants
     GOOD + ":smok": ["no variant 'smok'; the variants are ddpm, ddim, vp, subvp, ve, edm, flow, v, smoke. Did you mean smoke?"],
@@ -126,7 +126,7 @@ MISTAKES = {
     GOOD + " --config.seed=-1": ["config.seed takes an int from 0 to 4294967295, found '-1'."],
     GOOD + " --config.seed=4294967296": ["config.seed takes an int from 0 to 4294967295, found '4294967296'."],
     GOOD + " --config.network.channels=7": ["takes an int that is even and at least 4, found '7'."],
-    GOOD + " --config.sampler.name=ddmi": ["takes one of ancestral, ddim, euler, heun, euler_maruyama, dpmpp_2m, found 'ddmi'. Did you mean ddim?"],
+    GOOD + " --config.sampler.name=ddmi": ["takes one of ancestral, ddim, euler,", "found 'ddmi'. Did you mean ddim?"],
     GOOD + " --config.data.name=MNIST": ["takes one of digits, mnist, fashion_mnist,", "found 'MNIST'. Did you mean mnist?"],
     GOOD + " --config.network.attention=4,a": ["takes a tuple of ints, as 1,2 or (1,2), each greater than 0", "found '4,a'."],
     GOOD + " --config.network.attention=4,2.5": ["takes a tuple of ints", "found '4,2.5'."],
@@ -138,7 +138,7 @@ MISTAKES = {
     GOOD + ":ddim --config.sampler.eta=1.5": ["takes a float from 0 to 1, found '1.5'."],
     GOOD + ":ddim --config.sampler.variance=small": ["config.sampler.variance does not apply to sampler.name=ddim"],
     GOOD + " --config.data.raw_dir=raw": ["config.data.raw_dir does not apply to data.name=digits"],
-    GOOD + " --config.sampler.steps=1001": ["sampler.steps=1001", "sampler.grid=uniform", "cannot place 1001 different steps on a table of 1000"],
+    GOOD + " --config.sampler.steps=1001": ["sampler.grid=uniform", "cannot place 1001 different steps on a table of 1000"],
     GOOD + " --config.process.steps=100": ["sampler.steps=1000", "process.steps=100", "cannot place 1000"],
     GOOD + " --config.process.beta_end=1.5": ["betas must lie in (0, 1)", "found betas["],
     GOOD + ":edm --config.sampler.grid=quadratic": ["process.name=edm", "the quadratic grid is made of a table's integers"],
@@ -241,8 +241,8 @@ def test_a_run_is_continued_with_its_own_config(here):  # noqa: ARG001
     mode, config, workdir = read("--workdir=run")
     assert (mode, workdir, configs.flatten(config)) == ("train", Path("run"), saved)
     assert read(GOOD + ":smoke --workdir=run --config.train.steps=9")[1].train.steps == 9
-    with pytest.raises(UserError, match="ema.decay: 0.9999 -> 0.5"):
-        read(GOOD + ":smoke --workdir=run --config.ema.decay=0.5")
+    with pytest.raises(UserError, match=r"ema.decays: \(0.9999,\) -> \(0.5,\)"):
+        read(GOOD + ":smoke --workdir=run --config.ema.decays=0.5")
 
 
 def test_default_run_directory():

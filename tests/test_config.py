@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.diffusion.times import TIMES
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import jobs, loop
 from ddpm_jax.training.optimizers import OPTIMIZERS
@@ -189,6 +189,13 @@ class Toy(nn.Module):
         return w[0] + w[1] * x + w[2] * jnp.cos(time)[:, None, None, None]
 
 
+class Bad(Toy):
+    """One whose output is no number."""
+
+    def __call__(self, x, time, keys=None):
+        return jnp.log(-1 - jnp.square(super().__call__(x, time, keys)))
+
+
 SAMPLED: list[int] = []  # sizes of the batches that `Toy` was traced for without dropout: in sampling
 
 
@@ -217,6 +224,7 @@ def run_job(tmp_path_factory):
     def spied(name, f):
         def call(*args, **kwargs):
             calls[name] = f(*args, **kwargs)
+            calls[f"micro-batches of {name}"] = kwargs.get("micro_batches")
             calls[f"seed of {name}"] = kwargs.get("seed", args[seed_at[name]] if name in seed_at else None)
             return calls[name]
 
@@ -230,6 +238,7 @@ def run_job(tmp_path_factory):
     for name in ("train", "steps_per_call", "init_state", "batch_indices", "make_step"):
         spied(name, getattr(loop, name))
     monkeypatch.setitem(NETWORKS, "toy", Toy)
+    monkeypatch.setitem(NETWORKS, "bad", Bad)
     monkeypatch.setitem(SOURCES, "made_up", source)
     monkeypatch.setitem(SOURCES, "second", altered(source, name="second"))
     monkeypatch.setitem(TASKS, "second", second_task)
@@ -241,12 +250,17 @@ def run_job(tmp_path_factory):
         calls.clear()
         SAMPLED.clear()
         workdir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        jobs.train(config, workdir)
+        try:
+            jobs.train(config, workdir)
+        except Diverged as error:
+            return {"ends": re.search(r"comes from log|\d+ updates in a row|$", str(error)).group()}
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         folder = workdir / "samples"
         (file,) = folder.glob("*.npz")
         (drawn,) = np.load(file).values()
         return {
+            "ends": None,
+            "micro_batches": calls["micro-batches of make_step"],
             "data": calls["data"],
             "steps_per_call": calls["steps_per_call"],
             "seeds": [calls[f"seed of {name}"] for name in ("init_state", "batch_indices", "make_step")],
@@ -271,8 +285,10 @@ def run_job(tmp_path_factory):
 RUN_KEYS = [
     ({"task": "second"}, {"start": None}),
     ({"seed": 4294967295}, {"seeds": [4294967295] * 3, "start": None, "params": None}),
-    ({"ema.decay": 0.05}, {"ema": None}),
-    ({"train.batch_size": 20}, {"params": None}),
+    ({"ema.decays": (0.9999, 0.05), "sampler.ema": 1}, {"ema": None, "drawn": None}),  # drawn with the first: as before
+    ({"train.batch_size": 20, "train.micro_batches": 5}, {"params": None, "micro_batches": 5}),
+    ({"network.name": "bad", "train.on_nonfinite": "skip", "train.max_skips": 3}, {"ends": "3 updates in a row"}),
+    ({"network.name": "bad", "train.debug_nans": True}, {"ends": "comes from log"}),
     ({"sampler.seed": 4294967295}, {"drawn": None}),
     (
         {"train.steps": 10, "train.checkpoint_every": 3, "train.keep_last": 1, "train.keep_every": 6},
@@ -385,8 +401,8 @@ def test_ints_are_in_range(key):
             configs.check_value(key, wrong)
 
 
-ENDS = {"ema.decay": 0.0, "sampler.eta": 1.0, "optim.clip_norm": 0.0, "seed": 2**32 - 1, "network.channels": 4}
-BEYOND = {"ema.decay": 1.0, "sampler.eta": 1.01, "optim.eps": 0.0, "train.steps": 0, "seed": 2**32, "network.channels": 2}
+ENDS = {"ema.decays": (0.0,), "sampler.eta": 1.0, "optim.clip_norm": 0.0, "seed": 2**32 - 1, "network.channels": 4}
+BEYOND = {"ema.decays": (1.0,), "sampler.eta": 1.01, "optim.eps": 0.0, "train.steps": 0, "seed": 2**32, "network.channels": 2}
 
 
 def test_ends_of_the_ranges():
@@ -395,6 +411,13 @@ def test_ends_of_the_ranges():
     for key, value in BEYOND.items():
         with pytest.raises(UserError):
             configs.check_value(key, value)
+
+
+def test_an_average_that_there_is_not():
+    with pytest.raises(UserError, match=r"sampler.ema is 2, but config.ema.decays has 2: take 0 for 0.9, 1 for 0.99\."):
+        configs.validate(smoke({"ema.decays": (0.9, 0.99), "sampler.ema": 2}))
+    with pytest.raises(UserError, match=r"ema.decays needs at least one decay .*, found \(\)"):
+        configs.validate(smoke({"ema.decays": ()}))
 
 
 def test_flatten_and_unflatten():
@@ -440,13 +463,14 @@ def test_every_choice_gets_all_that_it_requires(section, table):
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
     "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
-    "data.seed", "data.flip", "ema.decay", "train.batch_size",
+    "data.seed", "data.flip", "ema.decays", "train.batch_size",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {
     "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "train.steps", "train.steps_per_call",
     "train.log_every", "train.sample_every",
-    "train.checkpoint_every", "train.keep_last", "train.keep_every",
+    "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
+    "train.max_skips", "train.debug_nans",
     *(key for key in configs.KEYS if key.startswith("sampler.")),
 }  # fmt: skip
 

@@ -84,7 +84,7 @@ def sigmoid_alpha_bar(*, steps: int = 1000, low: float = -3.0, high: float = 3.0
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """The betas after sqrt(alpha_bar) is shifted to 0 at n = T and scaled back at n = 1 (Lin et al. 2024, alg. 1); the last is 1."""
+    """The betas after sqrt(alpha_bar) is shifted to 0 at n = T and scaled back at n = 1 (Lin et al. 2024, alg. 1)."""
     root = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return 1 - (root / np.append(1.0, root[:-1])) ** 2

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.process import Process, concrete
 
 
 def uniform(process: Process, *, steps: int, t_min: jax.Array | None = None) -> jax.Array:
-    """`steps` times from t_max to t_min, both included: on a table n = 1 + round(k (T - 1) / (N - 1)). All n where steps = T."""
+    """`steps` times from t_max to t_min, both included; on a table n = 1 + round(k (T - 1) / (N - 1))."""
     if process.num_steps:
         return _on_table(process, 1 + np.rint(np.linspace(process.num_steps - 1, 0, steps)), steps)
     return _evenly(process, np.linspace(0, 1, steps), t_min)
@@ -49,8 +49,8 @@ def quadratic(process: Process, *, steps: int) -> jax.Array:
 def sections(process: Process, *, sections: str) -> jax.Array:
     """Step counts per section of the chain, from the data end: "10,10,15,15,15"; or "ddim50" (guided-diffusion). Tables only.
 
-    The T steps are cut into as many sections as there are counts, and each gets its count, evenly spaced with both ends. "ddimN":
-    n = 1 + k c for the integer c that gives N steps.
+    The T steps are cut into as many sections as there are counts, and each gets its count, evenly spaced with both ends.
+    "ddimN": n = 1 + k c for the integer c that gives N steps.
     """
     _needs_table(process, "sections")
     total, counts = process.num_steps, _counts(sections)
@@ -97,11 +97,12 @@ def explicit(process: Process, *, times: tuple[float, ...]) -> jax.Array:
     if grid.ndim != 1 or not len(grid):
         raise ValueError(f"an explicit grid needs at least one time, found {times}")
     if process.num_steps:
-        nearest = np.rint(grid * process.num_steps)
-        off = np.abs(grid * process.num_steps - nearest) > 1e-3
+        total = process.num_steps
+        nearest = np.rint(grid * total)
+        off = np.abs(grid * total - nearest) > 1e-3
         if off.any():
-            raise ValueError(f"times on a table of {process.num_steps} must be multiples of 1/{process.num_steps}, found {grid[off][0]}")
-        grid = nearest / process.num_steps
+            raise ValueError(f"times on a table of {total} must be multiples of 1/{total}, found {grid[off][0]}")
+        grid = nearest / total
     return jnp.asarray(grid, float)
 
 

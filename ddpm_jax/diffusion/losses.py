@@ -36,7 +36,7 @@ def velocity() -> Weighting:
 
 
 def edm(*, sigma_data: float = 0.5) -> Weighting:
-    """|F - F_hat|^2: (sigma^2 + d^2) / (sigma d)^2 of the squared x0 error where alpha = 1, d = sigma_data (Karras et al. 2022)."""
+    """|F - F_hat|^2: where alpha = 1, (sigma^2 + d^2) / (sigma d)^2 |x0 - x0_hat|^2, d = sigma_data (Karras et al. 2022)."""
     return PREDICTIONS["edm"](sigma_data=sigma_data).scale
 
 

@@ -9,8 +9,8 @@ Is my new sampler right? On a Gaussian every fixed-step sampler is affine, so it
     mean, covariance = propagate(sampler, denoiser(data, process), process, times, *start)
     exact_mean, exact_covariance = moments(data, process, times[-1])             # what it should have reached
 
-Halve the steps: the difference of a deterministic sampler of order p grows 2^p-fold. On one path, `flow` has the exact answer; with
-`mixture` in place of `gaussian` the same can be asked of samples, labels and guidance.
+Halve the steps: the difference of a deterministic sampler of order p grows 2^p-fold. On one path, `flow` has the exact answer;
+with `mixture` in place of `gaussian` the same can be asked of samples, labels and guidance.
 
 Notation: component k of the data is N(m_k, U_k diag(l_k) U_k^T) with weight w_k and label y_k. At time t it is
 N(alpha m_k, U_k diag(alpha^2 l_k + sigma^2) U_k^T). Arrays x are [B, ...] with D elements per example.
@@ -123,7 +123,7 @@ def class_log_posterior(data: Mixture, process: Process, x: jax.Array, t: jax.Ar
 
 
 def draw(data: Mixture, process: Process, t: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Samples of p_t [B, D] and their labels [B]. keys: [B]; t: [] or [B]. x_0 at t = 0 of a table: t = 0 or a process's t_min."""
+    """Samples of p_t [B, D] and their labels [B]. keys: [B]; t: [] or [B], 0 for data where sigma(0) = 0."""
     t = jnp.broadcast_to(t, keys.shape)
 
     def one(key, t):
@@ -150,7 +150,7 @@ def moments(data: Mixture, process: Process, t: jax.Array) -> tuple[jax.Array, j
 def flow(data: Mixture, process: Process, x: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
     """Where the probability-flow ODE takes x from t to s, up or down, for a Gaussian. x: [B, ...]; t, s: [] or [B].
 
-    In the eigenbasis (x - alpha m) grows as the marginal deviation. ValueError for a mixture of more than one: it has no closed form.
+    In the eigenbasis (x - alpha m) grows as the marginal deviation. ValueError for a mixture of more: it has no closed form.
     """
     if len(data.means) != 1:
         raise ValueError(f"the flow map is known for one Gaussian, found a mixture of {len(data.means)}")
@@ -172,9 +172,10 @@ def propagate(
     """Exact mean [D] and covariance [D, D] of a sampler's state at times[-1], without sampling.
 
     mean, covariance: of the state at times[0]. Holds where every step is affine in the state, the sampler's memory and its
-    normals, as it is with the denoiser of a Gaussian: then moments propagate as m' = f(m), C' = A C A^T + B B^T. The sampler may
-    draw up to `normals` normals per step; more is an IndexError.
+    normals, as it is with the denoiser of a Gaussian: then moments propagate as m' = f(m), C' = A C A^T + B B^T. The sampler
+    may draw up to `normals` normals per step; more is an IndexError.
     """
+
     def begin(x):
         return ravel_pytree((x[None], sampler.init(x[None])))
 

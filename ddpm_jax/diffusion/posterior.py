@@ -1,7 +1,7 @@
 """The Gaussian posterior q(x_s | x_t, x_0), s < t, and the variances used for the reverse step in its place.
 
-A variance belongs to the pair (t, s): variance(process, t, s, raw), where raw is the network's second output (`Prediction.raw`),
-which the fixed ones do not look at. So samplers and the variational bound use one function.
+A variance belongs to the pair (t, s): variance(process, t, s, raw), where raw is the network's second output
+(`Prediction.raw`), at which the fixed ones do not look. So samplers and the variational bound use one function.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def clipped_small_variance(process: Process, t: jax.Array, s: jax.Array) -> jax.
 
 
 def learned_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array) -> jax.Array:  # noqa: ARG001
-    """exp(raw): raw is the log-variance (Nichol & Dhariwal 2021, code). Means something on the chain that it was trained on only."""
+    """exp(raw): raw is the log-variance (Nichol & Dhariwal 2021, code) of the chain that it was trained on, of no other."""
     return jnp.exp(_checked(raw))
 
 

@@ -149,7 +149,7 @@ def velocity() -> PredictionType:
 
 
 def edm(*, sigma_data: float = 0.5) -> PredictionType:
-    """F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1), for any process; d = sigma_data, the data's deviation.
+    """F of x0 = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1), for any process; d = sigma_data, that of the data.
 
     w^2 = alpha^2 d^2 + sigma^2 is the variance of x: c_in = 1 / w, c_skip = alpha d^2 / w^2, c_out = sigma d / w. So
     F = (sigma x0 - alpha d^2 eps) / (d w), of variance 1 for data of variance d^2.
@@ -211,7 +211,11 @@ def _without_need():
 
 
 def network_denoiser(
-    apply: Callable[[jax.Array, jax.Array], Any], process: Process, prediction: PredictionType, *, learned_variance: bool = False
+    apply: Callable[[jax.Array, jax.Array], Any],
+    process: Process,
+    prediction: PredictionType,
+    *,
+    learned_variance: bool = False,
 ) -> Denoiser:
     """The denoiser of a network apply(x [B, ...], time [B]) -> output, with parameters and conditioning already bound.
 

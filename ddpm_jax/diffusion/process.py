@@ -20,7 +20,7 @@ and all else follows from alpha and sigma:
 
 Two rules keep the numbers right. Differences of nearly equal numbers are written in log-SNR: r = -expm1(log_snr_t - log_snr_s),
 1 - alpha^2 = -expm1(2 log_alpha). And both ends stay finite: sigma(0) = 0 (log-SNR +inf) is legal for tables, and so is
-alpha(t_max) = 0 (zero terminal SNR), for which alpha is kept beside log_alpha: there it has a derivative and its logarithm has none.
+alpha(t_max) = 0 (zero terminal SNR), for which alpha is kept beside log_alpha: there it has a derivative, its logarithm none.
 """
 
 import dataclasses

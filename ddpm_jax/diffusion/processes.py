@@ -201,7 +201,7 @@ def _sub_vp_inverse(beta_min, beta_max, log_snr):
 
 
 def sub_vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """alpha of `vp`, sigma = 1 - alpha^2 (score SDE, eq. 14 and appendix B): g^2 = beta (1 - alpha^4). Prior N(0, sigma(1)^2 I)."""
+    """alpha of `vp`, sigma = 1 - alpha^2 (score SDE, eq. 14): g^2 = beta (1 - alpha^4). Prior N(0, sigma(1)^2 I)."""
     log_alpha = Partial(_vp_log_alpha, *_floats(beta_min, beta_max))
     sigma = Partial(_sub_vp_sigma, log_alpha)
     return Process(

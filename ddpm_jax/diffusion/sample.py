@@ -43,8 +43,8 @@ def sample(
     """Runs the sampler down the grid.
 
     times: [N], decreasing, N - 1 transitions. keys: [B], one per sample: sample i depends on keys[i] alone, and its j-th
-    normal of step i is addressed by (key, i, j), whatever the batch. x [B, *shape]: the state at times[0]; by default a sample of
-    the prior that does not depend on the grid.
+    normal of step i is addressed by (key, i, j), whatever the batch. x [B, *shape]: the state at times[0]; by default a sample
+    of the prior that does not depend on the grid.
 
     last says what is returned: "denoise", x0_hat at times[-1] (one more evaluation; on a table whose grid ends at 1/T this
     is the T-th step of the chain); "mean", the last transition without its noise; "stop", the state at times[-1].

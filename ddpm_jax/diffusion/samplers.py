@@ -113,9 +113,9 @@ def _heun_step(denoise, process, x, memory, at):
 def heun() -> Sampler:
     """The trapezoidal rule for dx = x0 d alpha + eps d sigma, equation (7) of `process`, after a step of Euler's.
 
-    For alpha = 1 and for rectified flow Karras et al. 2022, algorithm 1; written with differences of alpha and sigma it needs no
-    derivative of a table. Evaluations per step: 2, also for a last step to sigma = 0, which is Euler's: `last="denoise"` from
-    the time before costs 1 and gives the same.
+    For alpha = 1 and for rectified flow Karras et al. 2022, algorithm 1; written with differences of alpha and sigma it
+    needs no derivative of a table. Evaluations per step: 2, also for a last step to sigma = 0, which is Euler's:
+    `last="denoise"` from the time before costs 1 and gives the same.
     """
     return Sampler(Partial(_no_memory), Partial(_heun_step))
 
@@ -158,8 +158,8 @@ def _dpmpp_2m_step(denoise, process, x, memory, at):
 def dpmpp_2m() -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order in half log-SNR, with the x0 of the step before.
 
-    x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) D, D = x0 + h / (2 h_before) (x0 - x0_before); D = x0 at the first step and at
-    a step to sigma = 0. Evaluations per step: 1.
+    x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) D, D = x0 + h / (2 h_before) (x0 - x0_before); D = x0 at the first step and
+    at a step to sigma = 0. Evaluations per step: 1.
     """
     return Sampler(Partial(_no_history), Partial(_dpmpp_2m_step))
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax.errors import UserError, first_line
 
-FORMAT = 1
+FORMAT = 2
 SUMS = "SHA256SUMS"  # in each checkpoint: of its files, as `sha256sum -c SHA256SUMS` reads them
 UNSUMMED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # orbax writes these last, and what they say is not used
 
@@ -176,12 +177,15 @@ def _restore(manager, step, target):
         version, digests, meta = notes["format"], {**notes["sha256"]}, notes["meta"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"its notes are not of this code: {first_line(error)}") from error
-    if version != FORMAT:
+    if version not in range(1, FORMAT + 1):
         raise UserError(
-            f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads {FORMAT}. Use the "
-            "code that wrote it."
+            f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads formats up to "
+            f"{FORMAT}. Use the code that wrote it."
         )
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
+    if version == 1:  # it knew one average of the parameters, and stopped where an update would be skipped today
+        wanted = {re.sub(r"^ema\.0\b", "ema", name): leaf for name, leaf in wanted.items()}
+        meta |= {"skipped": 0, "skipped_in_a_row": 0}
     if set(digests) != set(wanted):
         odd = sorted(set(digests) ^ set(wanted))[0]
         raise UserError(

@@ -21,7 +21,7 @@ from ddpm_jax.training.tasks import Task, build
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains, or continues, or finds the run complete; then samples and draws the loss, unless it was done before."""
     devices = jax.local_devices()
-    parallel.check_divisible(config.train.batch_size, devices)
+    parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
     source = construct(SOURCES, config.data)
     task = build(config, source.image_shape)
@@ -37,7 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         run_directory.write(workdir, config, source.image_shape)
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
-        name = sampling.sample_name(config.sampler, int(state.step))
+        name = sampling.sample_name(config, int(state.step))
         if sampling.read_facts(workdir / "samples", name).get("sampler") != config.sampler.to_dict():
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
@@ -64,23 +64,24 @@ def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: 
 
 
 def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) -> None:
-    """Samples with the averaged parameters and writes the files, whose names it prints."""
+    """Samples with the averaged parameters that sampler.ema names and writes the files, whose names it prints."""
     devices = jax.local_devices()
     draw = sampling.make_draw(task, config.sampler, devices)
     print(f"sampling {config.sampler.num_samples} with {config.sampler.name}, {config.sampler.steps} steps", flush=True)
     start = time.monotonic()
     with Progress(sampling.work(config.sampler, devices), "sampling steps") as progress:
-        drawn = draw(parallel.replicate(state.ema, devices), progress)
+        drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress)
     seconds = time.monotonic() - start
     facts = {
         "sampler": config.sampler.to_dict(),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
+        "ema_decay": config.ema.decays[config.sampler.ema],
         "network_evaluations": drawn.evaluations,
         "seconds": round(seconds, 3),
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
-    name = sampling.sample_name(config.sampler, int(state.step))
+    name = sampling.sample_name(config, int(state.step))
     paths = sampling.write_samples(workdir / "samples", name, drawn, facts)
     print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
     for path in paths:

@@ -39,11 +39,12 @@ class Log:
     def scalars(self, step: int, values: dict[str, Any], levels: tuple[float, float]) -> None:
         """A JSON line; in TensorBoard each number, and loss_by_level under the middle of each level."""
         with self._recording(), self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         scalars = {}
         for name, value in values.items():
             if not isinstance(value, list):
-                scalars[name] = value
+                if value is not None:
+                    scalars[name] = value
                 continue
             edges = np.linspace(*levels, len(value) + 1)
             for middle, part in zip((edges[1:] + edges[:-1]) / 2, value, strict=True):

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,8 @@ from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.training import checkpoints, parallel, sampling
+from ddpm_jax.training import metrics as metrics_of
+from ddpm_jax.training.debug import first_nonfinite
 from ddpm_jax.training.feed import open_feed
 from ddpm_jax.training.logs import Log
 from ddpm_jax.training.optimizers import OPTIMIZERS, learning_rate_schedule
@@ -28,9 +29,10 @@ EARLY = 10  # steps after which the time left is told for the first time
 def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, devices: Sequence) -> State:
     """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
 
-    The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient, UserError
-    where a checkpoint or the metrics cannot be written, and signals.Stopped, where the command line listens to signals, at the
-    end of the step in which one came, with a checkpoint of that step.
+    The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient, or where
+    config.train.on_nonfinite=skip has skipped as many updates in a row as config.train.max_skips; UserError where a checkpoint
+    or the metrics cannot be written; and signals.Stopped, where the command line listens to signals, at the end of the step in
+    which one came, with a checkpoint of that step.
     """
     c = config.train
     optimizer = construct(OPTIMIZERS, config.optim)
@@ -38,16 +40,16 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
 
     def start():
-        return init_state(task, optimizer, config.seed)
+        return init_state(task, optimizer, config.seed, len(config.ema.decays))
 
     target = jax.eval_shape(start)
     restored = checkpoints.restore_latest(manager, target, set_aside=True)
     if restored is None:
-        step, pending = 0, {}
+        step, pending, skips = 0, {}, {"skipped": 0, "skipped_in_a_row": 0}
         state = run_once(start)
     else:
         step, state, meta = restored
-        pending = meta["pending"]
+        pending, skips = meta["pending"], {name: meta[name] for name in ("skipped", "skipped_in_a_row")}
         if meta["num_examples"] != source.num_examples:
             raise UserError(
                 f"The run in {workdir} was trained on {meta['num_examples']} examples and the data now hold "
@@ -55,6 +57,12 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
             )
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     print(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}", flush=True)
+    parts = f"{len(devices)} x {c.micro_batches} x {c.batch_size // len(devices) // c.micro_batches}"
+    print(
+        f"batch size {c.batch_size} (devices x micro-batches x examples: {parts}), learning rate "
+        f"{config.optim.learning_rate:g} after a warm-up of {config.optim.warmup_steps} steps",
+        flush=True,
+    )
     if step >= c.steps:
         print(f"The run is complete: {step} steps. For more, raise --config.train.steps.", flush=True)
         return state
@@ -66,30 +74,42 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     axes, calls = open_feed(
         source, lambda k: batch_indices(config.seed, k, source.num_examples, c.batch_size), step, per_call, devices
     )
-    one_device = make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay)
-    run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=(0,))
+    one_device = make_step(
+        task, optimizer, seed=config.seed, ema_decays=config.ema.decays, micro_batches=c.micro_batches
+    )
+    donate = () if c.debug_nans else (0,)  # what is run again to find the operation
+    run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=donate)
     state = parallel.replicate(state, devices)
     draw = sampling.make_preview(task, config.sampler, devices)
 
+    def diverged(problem):
+        checkpoints.finish(manager)
+        kept = manager.latest_step()
+        return Diverged(
+            f"Training diverged: {problem}. "
+            + (f"The checkpoint of step {kept} stays. " if kept is not None else "No checkpoint was written before. ")
+            + "Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir; or continue with "
+            "--config.train.on_nonfinite=skip"
+            + ("." if c.debug_nans else ", or with --config.train.debug_nans=true, which finds the operation.")
+        )
+
     def flush():
-        """Brings the metrics of the steps since the last flush to the host, and stops the run where they are not finite."""
-        for name in on_device[0] if on_device else ():
-            pending.setdefault(name, []).extend(np.concatenate([jax.device_get(m[name]) for m in on_device]).tolist())
-        on_device.clear()
-        finite = np.isfinite([pending.get(name, []) for name in ("loss", "grad_norm", "param_norm")]).all(axis=0)
-        if not finite.all():
-            first = step - len(finite) + int(np.argmin(finite)) + 1
-            checkpoints.finish(manager)
-            kept = manager.latest_step()
-            raise Diverged(
-                f"Training diverged: the loss, the gradient or the parameters of step {first} are not finite. "
-                + (f"The checkpoint of step {kept} stays. " if kept is not None else "No checkpoint was written before. ")
-                + "Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir."
-            )
+        """Brings the metrics of the steps since the last flush to the host. Raises Diverged where they end the run."""
+        limit = c.max_skips if c.on_nonfinite == "skip" else 1
+        if problem := metrics_of.collect(on_device, step, pending, skips, limit):
+            raise diverged(problem + (f", and {limit} updates in a row were skipped (train.max_skips)" if limit > 1 else ""))
+
+    def checked_step(state, *batch):
+        new, metrics = run_step(state, *batch)
+        if not all(np.isfinite(jax.device_get(metrics[name])).all() for name in metrics_of.CHECKED):
+            on_one_device = parallel.on_one_device(one_device, (None, *axes), (None, None))
+            operation = first_nonfinite(on_one_device, jax.device_get(state), *jax.device_get(batch))
+            raise diverged(f"the first number that is not finite, after step {step}, comes from {operation}")
+        return new, metrics
 
     def draw_grid():
         """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
-        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema).x))
+        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x))
         if grid is not None:
             log.grid(step, grid)
             try:
@@ -100,6 +120,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     def grid_path():
         return workdir / "samples" / f"training_{step:08}.png"
 
+    advance = checked_step if c.debug_nans else run_step
     on_device: list[dict] = []  # metrics of the calls since the last flush
     first_step, logged, early = step, step, step + per_call + EARLY
     watch = Stopwatch()
@@ -112,13 +133,13 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 compile_start = time.monotonic()
                 print("compiling the training step... ", end="", flush=True)
                 with signals.at_once():  # there is nothing to save yet
-                    state, metrics = jax.block_until_ready(run_step(state, *next(calls)))
+                    state, metrics = jax.block_until_ready(advance(state, *next(calls)))
                 print(duration(time.monotonic() - compile_start), flush=True)
                 logged = step + per_call
                 progress.restart(logged)
                 watch.restart()
             else:
-                state, metrics = run_step(state, *next(calls))
+                state, metrics = advance(state, *next(calls))
             step += per_call
             on_device.append(metrics)
             progress(step)
@@ -129,8 +150,14 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
 
             if step % c.log_every == 0:
                 flush()
-                values = summarise(pending) | {"learning_rate": float(learning_rate(step - 1))}
-                line = f"step {step}/{c.steps}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+                last_update = max(step - skips["skipped"] - 1, 0)
+                values = metrics_of.summarise(pending) | {"learning_rate": float(learning_rate(last_update))}
+                values["skipped"] = skips["skipped"]
+                line = f"step {step}/{c.steps}  "
+                if values["loss"] is not None:
+                    line += f"loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+                if values["skipped"]:
+                    line += f"{values['skipped']} skipped  "
                 if step > logged:  # the first call, which compiles, is not timed
                     rate = (step - logged) / watch.seconds()
                     values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
@@ -144,7 +171,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
             checkpoint_due = step % c.checkpoint_every == 0 or step >= c.steps
             grid_due = c.sample_every and step % c.sample_every == 0 and step < c.steps
             if checkpoint_due or grid_due:
-                jax.block_until_ready(metrics)  # what is still being computed is no pause
+                flush()  # outside of the pause: what is still being computed is none
             with watch.paused():
                 if grid_due:
                     draw_grid()
@@ -152,7 +179,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 if checkpoint_due or stop:
                     flush()
                     log.sync()
-                    checkpoints.save(manager, step, state, {"pending": pending, "num_examples": source.num_examples})
+                    notes = {"pending": pending, "num_examples": source.num_examples, **skips}
+                    checkpoints.save(manager, step, state, notes)
         checkpoints.finish(manager)
         if stop:
             progress.line(f"checkpoint of step {step} saved")
@@ -161,30 +189,18 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     return state
 
 
-def summarise(pending: dict[str, list]) -> dict[str, Any]:
-    """Means over the steps since the last log line; of the parameters' norm the last value.
-
-    loss_by_level: the mean loss in each tenth of the task's levels; None where none fell in.
-    """
-    loss, count = np.sum(pending["level_loss"], 0), np.sum(pending["level_count"], 0)
-    return {
-        "loss": float(np.mean(pending["loss"])),
-        "grad_norm": float(np.mean(pending["grad_norm"])),
-        "param_norm": pending["param_norm"][-1],
-        "loss_by_level": [float(a / b) if b else None for a, b in zip(loss, count, strict=True)],
-    }
-
-
 def steps_per_call(config: ConfigDict, start: int, platform: str) -> int:
     """How many steps one compiled call makes. It divides the start, the end and every interval between.
 
-    On CPU 1 (a scanned step is many times slower there), elsewhere the largest divisor up to 10, unless the config says; and a
-    divisor of that after a stop at a step that it does not divide, which only another number of steps per call can have made.
+    On CPU 1 (a scanned step is many times slower there), and with debug_nans; elsewhere the largest divisor up to 10, unless
+    the config says; and a divisor of that after a stop at a step that it does not divide, which only another number of
+    steps per call can have made.
     """
     c = config.train
     common = math.gcd(c.steps, c.log_every, c.sample_every, c.checkpoint_every)
     if not c.steps_per_call:
-        return 1 if platform == "cpu" else max(k for k in range(1, 11) if math.gcd(start, common) % k == 0)
+        single = platform == "cpu" or c.debug_nans
+        return 1 if single else max(k for k in range(1, 11) if math.gcd(start, common) % k == 0)
     if common % c.steps_per_call:
         raise UserError(
             f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, "

@@ -19,13 +19,12 @@ from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
 
-
-TRACED = ("eta", "rho", "t_min", "seed")  # sampler settings that are arguments of the compiled sampler
+TRACED = ("ema", "eta", "rho", "t_min", "seed")  # sampler settings that are arguments of the compiled sampler
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The newest checkpoint of a run, with what it takes to use it. `state.ema` are the averaged parameters."""
+    """The newest checkpoint of a run, with what it takes to use it. `state.ema`: an average per `config.ema.decays`."""
 
     workdir: Path
     config: ConfigDict
@@ -36,8 +35,8 @@ class Run:
 
     @property
     def params(self) -> Any:
-        """The averaged parameters, which sampling uses."""
-        return self.state.ema
+        """The averaged parameters that sampling uses: those of `config.sampler.ema`."""
+        return self.state.ema[self.config.sampler.ema]
 
     @property
     def process(self) -> Process:
@@ -50,8 +49,9 @@ class Run:
     def sample(self, count: int, **sampler: Any) -> np.ndarray:
         """The run's first `count` samples: images [count, H, W, C] in [-1, 1], or points [count, 2].
 
-        Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1). The same
-        overrides give the same samples. Raises UserError for an override that is not accepted.
+        Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
+        ema=1 takes the second of config.ema.decays. The same overrides give the same samples. Raises UserError for an override
+        that is not accepted.
         """
         return self.draw(count, **sampler).x
 
@@ -67,7 +67,7 @@ class Run:
     def draw(self, count: int, **sampler: Any):
         """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
 
-        Calls that differ in eta, rho, t_min and seed alone run one compiled program.
+        Calls that differ in ema, eta, rho, t_min and seed alone run one compiled program.
         """
         flat = configs.flatten(self.config)
         for key, value in {"frames": 0, **sampler, "num_samples": count}.items():
@@ -84,7 +84,7 @@ class Run:
         same_program = json.dumps({key: value for key, value in config.sampler.items() if key not in TRACED})
         if same_program not in self.compiled:
             self.compiled[same_program] = sampling.make_draw(task, config.sampler, devices, tell=False)
-        params = parallel.replicate(self.params, devices)
+        params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
         return self.compiled[same_program](params, knobs=task.knobs, seed=config.sampler.seed)
 
 
@@ -100,7 +100,11 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     task = build(config, image_shape)
     optimizer = construct(OPTIMIZERS, config.optim)
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
-    restored = checkpoints.restore_latest(manager, jax.eval_shape(lambda: init_state(task, optimizer, config.seed)))
+
+    def start():
+        return init_state(task, optimizer, config.seed, len(config.ema.decays))
+
+    restored = checkpoints.restore_latest(manager, jax.eval_shape(start))
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")

@@ -26,8 +26,16 @@ from ddpm_jax import config as configs
 from ddpm_jax import files
 from ddpm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
+
+
+def _several_averages(saved):
+    """Format 1 knew one average of the parameters."""
+    return {key: value for key, value in saved.items() if key != "ema.decay"} | {"ema.decays": (saved["ema.decay"],)}
+
+
+MIGRATIONS = {1: _several_averages}  # by format: a flat config of it -> one of the next format
 
 
 def exists(workdir: Path) -> bool:
@@ -42,6 +50,8 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
         version, saved, image_shape = content["format"], {**content["config"]}, tuple(content["image_shape"])
         if not (0 < len(image_shape) <= 3 and all(type(n) is int and 0 < n < 2**16 for n in image_shape)):
             raise ValueError(f"image_shape is {list(image_shape)}")
+        while version in MIGRATIONS:
+            saved, version = MIGRATIONS[version](saved), version + 1
     except FileNotFoundError:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
@@ -53,7 +63,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
             "one, or give another --workdir."
         ) from error
     if version != FORMAT:
-        raise UserError(f"{path} has format {version}; this code reads format {FORMAT}. Use the code that wrote it.")
+        raise UserError(f"{path} has format {version}; this code reads formats up to {FORMAT}. Use the code that wrote it.")
     try:
         for key in saved:
             if key not in configs.KEYS:

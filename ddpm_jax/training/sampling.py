@@ -112,11 +112,12 @@ def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
     return paths
 
 
-def sample_name(sampler: ConfigDict, step: int) -> str:
+def sample_name(config: ConfigDict, step: int) -> str:
     """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64.
 
-    Other keys appear where they are not the defaults and apply.
+    Other keys appear where they are not the defaults and apply; ema, the decay, where there are several.
     """
+    sampler, decays = config.sampler, config.ema.decays
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
     if takes(SAMPLERS[sampler.name], "eta"):
         parts.append(f"eta{sampler.eta:g}")
@@ -124,4 +125,5 @@ def sample_name(sampler: ConfigDict, step: int) -> str:
     others += [key for key in ("t_min", "sections", "rho") if takes(GRIDS[sampler.grid], key)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
     parts += [f"{key}_{sampler[key]}".replace(",", "-") for key in given]
+    parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])

@@ -15,18 +15,19 @@ INIT, TRAIN = range(2)  # the first part of a random number's address, after the
 
 
 class State(NamedTuple):
-    """All that training changes. `step` counts the updates made."""
+    """All that training changes. `step` counts the steps made, refused updates among them; `ema` has one average per decay."""
 
     step: jax.Array
     params: Any
     opt_state: Any
-    ema: Any
+    ema: tuple[Any, ...]
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step."""
+def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, averages: int) -> State:
+    """The state before the first step, with `averages` copies of the parameters to begin the averages with."""
     params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
-    return State(jnp.asarray(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
+    ema = tuple(jax.tree.map(jnp.copy, params) for _ in range(averages))
+    return State(jnp.asarray(0), params, optimizer.init(params), ema)
 
 
 def run_once(f: Callable) -> Any:
@@ -47,39 +48,62 @@ def update_ema(ema, params, decay: float, step: jax.Array):
     return jax.tree.map(lambda old, new: old + (1 - d) * (new - old), ema, params)
 
 
-def make_step(task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema_decay: float) -> Callable:
+def make_step(
+    task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema_decays: tuple[float, ...], micro_batches: int = 1
+) -> Callable:
     """The function that one device runs: step(state, data, indices) -> (state, metrics).
 
     data: {name: [N, ...]}, the examples that the indices speak of. indices [K, B / devices]: this device's rows of the batches
     of K steps. metrics: of each step, [K] each; level_loss and level_count [K, LEVELS], the sum and the number of losses per
     tenth of task.levels. The random numbers of an example are addressed by (seed, step, place in the global batch).
+
+    The gradient of the mean loss over the device's rows is summed over `micro_batches` equal parts of them, in a loop, so that
+    one part at a time is in memory; on CPU without a loop, which saves no memory. An update is refused where the loss, the
+    gradient or the updated parameters are not finite: then only `step` advances, and the metrics tell.
     """
+
+    def gradient_of(params, data, indices, keys):
+        """(gradient of the mean loss, losses [B], levels [B]) of this device's rows."""
+
+        def add(total, part):
+            indices, keys = part
+            batch = {name: array[indices] for name, array in data.items()}
+
+            def mean_loss(params):
+                losses, levels = task.loss(params, batch, keys)
+                return losses.mean(), (losses, levels)
+
+            gradients, seen = jax.grad(mean_loss, has_aux=True)(params)
+            return jax.tree.map(jnp.add, total, gradients), seen
+
+        parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1), (indices, keys))
+        no_loop = micro_batches == 1 or jax.default_backend() == "cpu"  # where gradients of convolutions are slow in loops
+        total, seen = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts, unroll=0 if no_loop else 1)
+        losses, levels = (rows.reshape(-1) for rows in seen)
+        return jax.tree.map(lambda x: x / micro_batches, total), losses, levels
 
     def one_step(state: State, data, indices):
         local = indices.shape[0]
         places = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), TRAIN), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        batch = {name: array[indices] for name, array in data.items()}
-
-        def mean_loss(params):
-            losses, levels = task.loss(params, batch, keys)
-            return losses.mean(), (losses, levels)
-
-        (loss, (losses, levels)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        loss, gradients = jax.lax.pmean((loss, gradients), AXIS)
+        gradients, losses, levels = gradient_of(state.params, data, indices, keys)
+        loss, gradients = jax.lax.pmean((losses.mean(), gradients), AXIS)
         first, last = task.levels
         bins = jnp.clip((levels - first) / (last - first) * LEVELS, 0, LEVELS - 1).astype(int)
         bins = jax.nn.one_hot(bins, LEVELS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, ema_decay, state.step)
+        ema = tuple(update_ema(old, params, decay, state.step) for old, decay in zip(state.ema, ema_decays, strict=True))
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         metrics |= jax.lax.psum({"level_loss": losses @ bins, "level_count": bins.sum(0)}, AXIS)
-        return State(state.step + 1, params, opt_state, ema), metrics
+        step = state.step + 1
+        new, old = State(step, params, opt_state, ema), state._replace(step=step)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old), metrics
 
     def step(state, data, indices):
-        if indices.shape[0] == 1:  # no scan: on CPU, gradients of convolutions are many times slower inside one
+        if indices.shape[0] == 1:  # no loop here either
             state, metrics = one_step(state, data, indices[0])
             return state, jax.tree.map(lambda value: value[None], metrics)
         return jax.lax.scan(lambda carry, rows: one_step(carry, data, rows), state, indices)

@@ -71,7 +71,8 @@ def main() -> None:
         kind = "moments" if stochastic else "path"
         at_512 = errors[evaluations.index(512)]
         print(f"{name:16s} {kind:8s} slope {slope:.2f}  error at 512 evaluations {at_512:.1e}", flush=True)
-    for panel, title in zip(panels, ("deterministic: distance to the exact flow", "stochastic: error of mean and covariance"), strict=True):
+    titles = "deterministic: distance to the exact flow", "stochastic: error of mean and covariance"
+    for panel, title in zip(panels, titles, strict=True):
         panel.set(xlabel="network evaluations", title=title)
         panel.grid(alpha=0.3, which="both")
         panel.legend(title="slope")

@@ -1,4 +1,4 @@
-"""Samplers against closed forms: orders of convergence, exact moments, identities, gradients, counts. In float64 but where said."""
+"""Samplers against closed forms: orders of convergence, exact moments, identities, gradients, counts; most in float64."""
 
 import functools
 from itertools import product
@@ -74,7 +74,7 @@ def propagated(sampler, data, process, times):
 
 @pytest.mark.parametrize("name, process", list(product(DETERMINISTIC, CONTINUOUS)))
 def test_order_of_deterministic_samplers(name, process, x64):  # noqa: ARG001
-    """RMS error against the exact flow from t_max to t_min, uniform in log-SNR, N = 64..512: slope at least the order - 0.25."""
+    """RMS error against the exact flow from t_max to t_min, uniform in log-SNR, N = 64..512: slope >= the order - 0.25."""
     make, order = DETERMINISTIC[name]
     process, data = PROCESSES[process](), gaussian()
     start, _ = draw(data, process, process.t_max, sample_keys(0, jnp.arange(32)))
@@ -105,8 +105,8 @@ def test_weak_order_of_stochastic_samplers(name, process, x64):  # noqa: ARG001
 
 # Largest error of mean and covariance (entries up to 0.5) after 200 steps, uniform in log-SNR, from the exact p_{t_max}.
 TOLERANCE = {
-    "ddim": 0.015, "euler": 0.07, "heun": 5e-4, "ancestral small": 0.03, "ancestral large": 0.04, "ddim 1": 0.03, "ddim 0.5": 0.02,
-    "euler_maruyama": 0.02,
+    "ddim": 0.015, "euler": 0.07, "heun": 5e-4, "ancestral small": 0.03, "ancestral large": 0.04, "ddim 1": 0.03,
+    "ddim 0.5": 0.02, "euler_maruyama": 0.02,
 }  # fmt: skip
 
 
@@ -124,9 +124,10 @@ def test_moments_of_every_pair(name, process_name, x64):  # noqa: ARG001
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_moments_of_the_one_with_memory(process, x64):  # noqa: ARG001
-    """DPM-Solver++(2M) on every process: the affine map of 200 steps, from its values at three points, moves p_{t_max} to p_{t_min}."""
+    """DPM-Solver++(2M): the affine map of 200 steps, from its values at three points, moves p_{t_max} to p_{t_min}."""
     process, data = PROCESSES[process](), gaussian()
-    times = GRIDS["uniform"](process, steps=1000) if process.alpha(1.0) == 0 else GRIDS["log_snr"](process, steps=201)
+    to_zero = process.alpha(1.0) == 0
+    times = GRIDS["uniform"](process, steps=1000) if to_zero else GRIDS["log_snr"](process, steps=201)
     images = run(dpmpp_2m(), data, process, times, jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     linear = (images[1:] - images[0]).T
     mean, covariance = moments(data, process, times[0])
@@ -136,7 +137,7 @@ def test_moments_of_the_one_with_memory(process, x64):  # noqa: ARG001
 
 
 def check_samples(name, process):
-    """20,000 samples of a mixture, 200 steps: means and covariances within five standard errors and the sampler's bias; weights too."""
+    """20,000 samples of a mixture, 200 steps: mean, covariance and weights within five standard errors and a bias."""
     process, data, count = PROCESSES[process](), mixture(), 20_000
     keys = sample_keys(1, jnp.arange(count))
 
@@ -144,7 +145,8 @@ def check_samples(name, process):
     def drawn(process):
         times = GRIDS["log_snr"](process, steps=201)
         start, _ = oracle.draw(data, process, times[0], keys)
-        return sample(ALL[name](), oracle.denoiser(data, process), process, times, keys, (2,), x=start, last="stop").x, times[-1]
+        denoise = oracle.denoiser(data, process)
+        return sample(ALL[name](), denoise, process, times, keys, (2,), x=start, last="stop").x, times[-1]
 
     x, end = drawn(process)
     mean, covariance = moments(data, process, end)
@@ -221,8 +223,8 @@ def test_moments_of_the_published_chain(name, steps):
 
 def states(sampler, process, times, data=None, keys=None, **options):
     keys = sample_keys(3, jnp.arange(8)) if keys is None else keys
-    data = gaussian() if data is None else data
-    run = jax.jit(lambda times: sample(sampler, oracle.denoiser(data, process), process, times, keys, (2,), last="stop", **options).x)
+    denoise = oracle.denoiser(gaussian() if data is None else data, process)
+    run = jax.jit(lambda times: sample(sampler, denoise, process, times, keys, (2,), last="stop", **options).x)
     return run(times)
 
 
@@ -269,18 +271,19 @@ def test_heun_and_euler_agree_with_ddim_where_they_should(x64):  # noqa: ARG001
 
 @pytest.mark.parametrize("name", ALL)
 def test_steps_to_time_zero_and_from_alpha_zero(name, x64):  # noqa: ARG001
-    """From alpha = 0 down to sigma = 0 of a zero-terminal table every state is finite, and the end is near the denoiser's x0."""
+    """From alpha = 0 down to sigma = 0 of a zero-terminal table; the last step of three of them gives the denoiser's x0."""
     process, data = PROCESSES["cosine"](zero_terminal_snr=True), gaussian()
+    denoise = oracle.denoiser(data, process)
     times = jnp.append(GRIDS["uniform"](process, steps=50), 0.0)
     if name == "euler_maruyama":
         with pytest.raises(ValueError, match="drift of its SDE is infinite where alpha = 0"):
-            sample(euler_maruyama(), oracle.denoiser(data, process), process, times, sample_keys(0, jnp.arange(2)), (2,), last="stop")
+            sample(euler_maruyama(), denoise, process, times, sample_keys(0, jnp.arange(2)), (2,), last="stop")
         times = times[1:]
     x = states(ALL[name](), process, times)
     assert jnp.isfinite(x).all()
-    if name in ("ddim", "heun", "dpmpp_2m"):  # the last step is the denoiser's x0
+    if name in ("ddim", "heun", "dpmpp_2m"):
         before = states(ALL[name](), process, times[:-1])
-        chex.assert_trees_all_close(x, oracle.denoiser(data, process)(before, times[-2]).x0, rtol=1e-9)
+        chex.assert_trees_all_close(x, denoise(before, times[-2]).x0, rtol=1e-9)
 
 
 # ------------------------------------------------------- gradients, traces, precision
@@ -291,7 +294,7 @@ def finite_difference(f, at, step=1e-5):
 
 
 def test_gradients_through_the_scan(x64):  # noqa: ARG001
-    """With respect to eta (0 and 1 included), a time, a process parameter and a guidance scale: finite differences, rtol 1e-4."""
+    """With respect to eta (also at 0 and 1), a time, a process parameter and a guidance scale: as finite differences."""
     keys, data = sample_keys(0, jnp.arange(4)), mixture()
 
     def total(eta=0.3, shift=0.0, beta_max=20.0, scale=1.5):
@@ -414,7 +417,8 @@ def test_a_learned_variance_reaches_the_step():
         return oracle.denoiser(data, process)(x, t)._replace(raw=jnp.array([[-1.0, 1.0]]))
 
     at = At(t, s, 0, 1, lambda j: jnp.ones_like(x))  # noqa: ARG005
-    by_range, small, large = (ancestral(variance=v).step(denoise, process, x, (), at)[0] for v in ("learned_range", "small", "large"))
+    made = [ancestral(variance=name) for name in ("learned_range", "small", "large")]
+    by_range, small, large = (sampler.step(denoise, process, x, (), at)[0] for sampler in made)
     chex.assert_trees_all_close(by_range, jnp.array([[small[0, 0], large[0, 1]]]), rtol=1e-5)
 
 

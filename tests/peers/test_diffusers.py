@@ -6,9 +6,9 @@ float32), which leaves only differences of method. Conventions that differ, and 
 * Time. Their step t is the index n - 1 of our time n/T, and what our networks are shown of it.
 * The end. Their alpha after the last step is 1 (`set_alpha_to_one`, final sigma "zero"): our last="denoise". Where it is
   alpha_bar_0 (`set_alpha_to_one=False`, "sigma_min") they end at n = 1: our last="stop" on a grid that ends there.
-* Spacing. leading and trailing are the same, linspace is our `uniform`; `steps_offset` shifts n. They round a half to the even
-  index, we to the even n. DPM-Solver takes N + 1 points of linspace and leading, and drops the last. Euler and Heun leave
-  linspace unrounded, with sigma / alpha linear between two steps (with us log alpha is).
+* Spacing. leading and trailing are the same, linspace is our `uniform`; `steps_offset` shifts n. At halves trailing differs by
+  one where np.arange's noise decides theirs. DPM-Solver takes N + 1 points of linspace and leading, and drops the last. Euler
+  and Heun leave linspace unrounded, with sigma / alpha linear between two steps (with us log alpha is).
 * Variance. fixed_small, fixed_large and learned_range are our small, large and learned_range; their learned is the variance
   itself, ours its logarithm. In place of the logarithm of a variance of 0 they put that of 1e-20, we the next pair's.
 * Clipping. Their DDIM keeps eps, or with `use_clipped_model_output` derives it again, as their Heun does.

@@ -15,6 +15,20 @@ def tiny_config():
 
 
 @pytest.fixture
+def point_config(tiny_config):
+    """The same with a perceptron, for points: it compiles in a second."""
+    tiny_config.network.name = "mlp"
+    tiny_config.sampler.clip = "none"
+    return tiny_config
+
+
+@pytest.fixture
+def point_source():
+    """48 points."""
+    return Source({"image": np.random.default_rng(0).normal(size=(48, 2)).astype("f"), "label": np.zeros(48, np.int32)}, 1)
+
+
+@pytest.fixture
 def tiny_source():
     """48 images of noise and their labels."""
     random = np.random.default_rng(0)

@@ -3,8 +3,10 @@ import itertools
 import chex
 import jax
 import numpy as np
+import pytest
+from PIL import Image
 
-from ddpm_jax.data import Streamed, batch_indices
+from ddpm_jax.data import Source, Streamed, batch_indices, folder
 from ddpm_jax.training import loop, run_directory
 from ddpm_jax.training.feed import open_feed
 from ddpm_jax.training.tasks import FLIP, build
@@ -37,17 +39,35 @@ def test_both_kinds_give_every_device_the_same_examples(tiny_source):
     np.testing.assert_array_equal(seen[0][1, 1], tiny_source.arrays["image"][rows_of(6)[4:8]])
 
 
-def test_a_streamed_run_is_the_run_in_memory(tiny_config, tiny_source, tmp_path):
-    """Bit for bit, with a stop in between."""
+def in_a_folder(source, path):
+    """Its images as files, read as they are needed."""
+    for i, image in enumerate(source.arrays["image"]):
+        (path / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path / str(i % 10) / f"{i:03}.png")
+    options = {"path": str(path), "image_size": 8, "channels": "grey", "split": "train"}
+    return folder.load(memory_limit_mb=0, **options), folder.load(memory_limit_mb=100, **options)
+
+
+@pytest.mark.parametrize("kind", ["streamed", "folder"])
+def test_a_streamed_run_is_the_run_in_memory(kind, metrics, tiny_config, tiny_source, tmp_path):
+    """Bit for bit, with a stop in between, two averages and two micro-batches."""
+    tiny_config.network.name = "simple_unet"
+    tiny_config.ema.decays = (0.9, 0.5)
+    if kind == "folder":
+        stream, memory = in_a_folder(tiny_source, tmp_path / "images")
+    else:
+        stream, memory = streamed(tiny_source), tiny_source
+    assert isinstance(stream, Streamed) and isinstance(memory, Source)
     task = build(tiny_config, (8, 8, 1))
     states = []
-    for name, source in (("memory", tiny_source), ("streamed", streamed(tiny_source))):
-        for steps in (4, 8) if name == "streamed" else (8,):
-            tiny_config.train.update(steps=steps, sample_every=0)
+    for name, source in (("memory", memory), ("streamed", stream)):
+        for steps in (3, 6) if name == "streamed" else (6,):
+            tiny_config.train.update(steps=steps, sample_every=0, micro_batches=2)
             run_directory.write(tmp_path / name, tiny_config, (8, 8, 1))
             state = loop.train(tiny_config, tmp_path / name, task, source, jax.devices()[:1])
         states.append(jax.device_get(state))
     chex.assert_trees_all_equal(*states)
+    assert metrics(tmp_path / "memory") == metrics(tmp_path / "streamed")
 
 
 def test_flips_are_addressed_per_example(tiny_config):

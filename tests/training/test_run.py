@@ -36,11 +36,28 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     film = run.trajectory(4, frames=5, name="ddim", steps=6, eta=0.5, seed=3)
     chex.assert_shape(film, (5, 4, 8, 8, 1))
     np.testing.assert_allclose(film[-1], images, atol=1e-4)
-    chex.assert_trees_all_equal(run.params, run.state.ema)
+    chex.assert_trees_all_equal(run.params, run.state.ema[0])
     assert run.config.sampler.name == "ancestral"
 
     run.sample(4, name="ddim", steps=np.int64(6), eta=1, seed=4)
     assert len(run.compiled) == 2  # one more for the film; eta and seed are arguments
+
+
+def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
+    """By number; the run's config names the one of `params`. Another costs no compilation."""
+    point_config.ema.decays = (0.9, 0.0)
+    point_config.optim.learning_rate = 0.1
+    run_directory.write(tmp_path, point_config, (2,))
+    loop.train(point_config, tmp_path, build(point_config, (2,)), point_source, jax.devices()[:1])
+    run = ddpm_jax.load(tmp_path)
+    first, second = run.sample(4), run.sample(4, ema=1)
+    assert np.abs(first - second).max() > 1e-3 and len(run.compiled) == 1
+    np.testing.assert_array_equal(first, run.sample(4, ema=0))
+    run.config.sampler.ema = 1
+    np.testing.assert_array_equal(second, run.sample(4))
+    chex.assert_trees_all_equal(run.params, run.state.ema[1])
+    with pytest.raises(UserError, match="sampler.ema is 2"):
+        run.sample(4, ema=2)
 
 
 def test_mistakes(workdir, tmp_path):

@@ -48,9 +48,9 @@ def test_what_is_no_run(tmp_path, text, words):
 
 def test_another_format_is_refused(tmp_path):
     run_directory.write(tmp_path, configs.base(), (8, 8, 1))
-    text = (tmp_path / "config.json").read_text().replace('"format": 1', '"format": 99')
+    text = (tmp_path / "config.json").read_text().replace('"format": 2', '"format": 99')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="format 99.*format 1"):
+    with pytest.raises(UserError, match="format 99.*formats up to 2"):
         run_directory.read(tmp_path)
 
 

@@ -2,7 +2,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from ddpm_jax.construct import construct
 from ddpm_jax.errors import UserError
@@ -12,16 +14,16 @@ from ddpm_jax.training.step import State, init_state, make_step, run_once, updat
 from ddpm_jax.training.tasks import Task, build
 
 
-def run_steps(config, source, count, devices, per_call=1):
+def run_steps(config, source, count, devices, per_call=1, micro_batches=1):
     """The state after `count` steps on the first `devices` devices, and each step's metrics [count]."""
     devices = jax.devices()[:devices]
-    task = build(config, (8, 8, 1))
+    task = build(config, source.image_shape)
     optimizer = construct(OPTIMIZERS, config.optim)
-    state = parallel.replicate(run_once(lambda: init_state(task, optimizer, config.seed)), devices)
+    decays = config.ema.decays
+    state = parallel.replicate(run_once(lambda: init_state(task, optimizer, config.seed, len(decays))), devices)
     data = parallel.replicate(source.arrays, devices)
-    step = parallel.over_devices(
-        make_step(task, optimizer, seed=config.seed, ema_decay=config.ema.decay), devices, (None, None, 0), (None, None), (0,)
-    )
+    one_device = make_step(task, optimizer, seed=config.seed, ema_decays=decays, micro_batches=micro_batches)
+    step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None), (0,))
     collected = []
     for k in range(0, count, per_call):
         rows = np.stack([np.random.default_rng(i).permutation(48)[:16] for i in range(k, k + per_call)]).astype(np.int32)
@@ -30,13 +32,32 @@ def run_steps(config, source, count, devices, per_call=1):
     return jax.device_get(state), jax.tree.map(lambda *m: np.concatenate(m), *collected)
 
 
-def test_the_same_on_any_number_of_devices(tiny_config, tiny_source):
-    """One device and four: the same noise for each example, so only the order of the sums differs."""
-    one, metrics_one = run_steps(tiny_config, tiny_source, 3, devices=1)
-    four, metrics_four = run_steps(tiny_config, tiny_source, 3, devices=4)
-    np.testing.assert_allclose(metrics_one["loss"], metrics_four["loss"], rtol=1e-5)
-    # Adam divides by the root of the second moment, which enlarges rounding where gradients vanish.
-    chex.assert_trees_all_close(one.params, four.params, atol=2e-4)
+def assert_rounding_apart(a, b):
+    """Two (state, metrics): losses to 1e-5 of themselves, parameters and averages to 2e-4.
+
+    Adam divides by the root of the second moment, which enlarges rounding where gradients vanish.
+    """
+    np.testing.assert_allclose(a[1]["loss"], b[1]["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(a[1]["level_count"], b[1]["level_count"])
+    chex.assert_trees_all_close((a[0].params, a[0].ema), (b[0].params, b[0].ema), atol=2e-4)
+
+
+SPLITS = [(2, 1), (4, 1), (8, 1), (1, 4), (2, 2)]
+
+
+@pytest.mark.parametrize("devices, micro_batches", SPLITS)
+def test_the_same_on_any_number_of_devices_and_in_micro_batches(point_config, point_source, devices, micro_batches):
+    """The same noise for each example, so only the order of the sums differs."""
+    one = run_steps(point_config, point_source, 3, devices=1)
+    assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
+
+
+@pytest.mark.parametrize(
+    "devices, micro_batches", [(4, 1), *(pytest.param(*s, marks=pytest.mark.full) for s in SPLITS if s != (4, 1))]
+)
+def test_the_same_with_a_unet(tiny_config, tiny_source, devices, micro_batches):
+    one = run_steps(tiny_config, tiny_source, 3, devices=1)
+    assert_rounding_apart(one, run_steps(tiny_config, tiny_source, 3, devices, micro_batches=micro_batches))
 
 
 def test_twice_the_same_bits(tiny_config, tiny_source):
@@ -46,38 +67,42 @@ def test_twice_the_same_bits(tiny_config, tiny_source):
 
 
 def test_several_steps_per_call_are_the_same_steps(tiny_config, tiny_source):
-    one, metrics_one = run_steps(tiny_config, tiny_source, 4, devices=2)
-    scanned, metrics_scanned = run_steps(tiny_config, tiny_source, 4, devices=2, per_call=4)
-    assert scanned.step == one.step == 4
-    np.testing.assert_allclose(metrics_one["loss"], metrics_scanned["loss"], rtol=1e-5)
-    chex.assert_trees_all_close(one.params, scanned.params, atol=2e-4)
+    one = run_steps(tiny_config, tiny_source, 4, devices=2)
+    scanned = run_steps(tiny_config, tiny_source, 4, devices=2, per_call=4)
+    assert scanned[0].step == one[0].step == 4
+    assert_rounding_apart(one, scanned)
 
 
 def test_randomness_is_addressed_by_seed_step_and_example():
-    """A spy task whose loss is a normal of its key: it changes with seed, step and place, and not with the devices."""
+    """A spy task whose loss is a normal of its key: it changes with seed, step and place, and not with the devices.
 
-    def losses(seed, step, devices):
+    Nor with the micro-batches. What it sees is put in the order of the examples, by their numbers in the images.
+    """
+
+    def losses(seed, step, devices, micro_batches=1):
         seen = []
 
         def loss(params, batch, keys):
             normals = jax.vmap(jax.random.normal)(keys)
-            jax.debug.callback(lambda place, x: seen.append((int(place), np.asarray(x))), jax.lax.axis_index("device"), normals)
+            jax.debug.callback(lambda *pairs: seen.extend(zip(*map(np.ravel, pairs), strict=True)), batch["image"], normals)
             return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3)), normals
 
         task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None)
         optimizer = adam(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0)
         devices = jax.devices()[:devices]
-        state = init_state(task, optimizer, seed)._replace(step=jnp.asarray(step))
-        one_device = make_step(task, optimizer, seed=seed, ema_decay=0.9)
+        state = init_state(task, optimizer, seed, 1)._replace(step=jnp.asarray(step))
+        one_device = make_step(task, optimizer, seed=seed, ema_decays=(0.9,), micro_batches=micro_batches)
         step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))
-        data = {"image": np.zeros((8, 1, 1, 1), np.uint8)}
-        step(state, data, parallel.split(np.zeros((1, 8), np.int32), devices, axis=1))
+        data = {"image": np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1)}
+        step(state, data, parallel.split(np.arange(8, dtype=np.int32)[None], devices, axis=1))
         jax.effects_barrier()
-        return np.concatenate([x for _, x in sorted(seen, key=lambda pair: pair[0])])
+        assert [image for image, _ in sorted(seen)] == list(range(8))
+        return np.array([x for _, x in sorted(seen)])
 
     reference = losses(0, 0, 1)
     assert len(np.unique(reference)) == 8
-    np.testing.assert_array_equal(reference, losses(0, 0, 4))
+    for devices, micro_batches in [(2, 1), (4, 1), (8, 1), (1, 8), (2, 2)]:
+        np.testing.assert_array_equal(reference, losses(0, 0, devices, micro_batches))
     assert not np.intersect1d(reference, losses(1, 0, 1)).size
     assert not np.intersect1d(reference, losses(0, 1, 1)).size
 
@@ -104,6 +129,80 @@ def test_losses_by_level(tiny_config, tiny_source):
     chex.assert_shape(metrics["level_loss"], (2, 10))
     np.testing.assert_array_equal(metrics["level_count"].sum(1), [16, 16])
     np.testing.assert_allclose(metrics["level_loss"].sum(1) / 16, metrics["loss"], rtol=1e-5)
+
+
+def test_several_averages(point_config, point_source):
+    """Each is the one that a run with its decay alone has; a decay of 0 leaves the parameters themselves."""
+    point_config.ema.decays = (0.15, 0.0)
+    several, _ = run_steps(point_config, point_source, 3, devices=1)
+    point_config.ema.decays = (0.15,)
+    alone, _ = run_steps(point_config, point_source, 3, devices=1)
+    chex.assert_trees_all_close(several.ema[0], alone.ema[0], rtol=1e-6, atol=1e-8)
+    chex.assert_trees_all_close(several.ema[1], several.params, rtol=1e-6, atol=1e-8)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, several.ema), strict=True)) > 1e-5
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient", "parameters"])
+def test_an_update_that_is_not_finite_is_refused(bad):
+    """On one of two devices, for one of its examples. The step is counted, and the next one goes on from what was there."""
+
+    def loss(params, batch, _):
+        x = batch["image"].sum((1, 2, 3)).astype(float)
+        is_bad = x == 7
+        if bad == "loss":
+            losses = jnp.where(is_bad, jnp.nan, params * x)
+        elif bad == "gradient":
+            losses = params * x + jnp.sqrt(jnp.where(is_bad, 0.0, 1.0) * params)
+        else:
+            losses = params * jnp.where(is_bad, 1e19, x)
+        return losses, x / 10
+
+    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None)
+    optimizer = optax.sgd(1e21, momentum=0.5) if bad == "parameters" else optax.sgd(0.1, momentum=0.5)
+    devices = jax.devices()[:2]
+    state = init_state(task, optimizer, 0, 2)
+    one_device = make_step(task, optimizer, seed=0, ema_decays=(0.9, 0.0))
+    step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))
+    data = {"image": np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1)}
+    refused, metrics = step(state, data, np.array([[[1, 2]], [[7, 3]]], np.int32))
+    assert not np.isfinite([metrics[name] for name in ("loss", "grad_norm", "param_norm")]).all()
+    chex.assert_trees_all_equal(refused, state._replace(step=jnp.asarray(1)))
+    if bad != "parameters":
+        after, metrics = step(refused, data, np.array([[[1, 2]], [[4, 3]]], np.int32))
+        assert after.step == 2 and after.params != 1 and np.isfinite(metrics["loss"]).all()
+
+
+def test_what_bfloat16_leaves_in_float32(tiny_config):
+    """Parameters, averages, optimizer state and metrics; in the network the sums of normalisation and softmax, and the output.
+
+    Convolutions and matrix products compute in bfloat16, but for the last.
+    """
+    tiny_config.network.update(dtype="bfloat16", attention=(4,))
+    task, optimizer = build(tiny_config, (8, 8, 1)), construct(OPTIMIZERS, tiny_config.optim)
+    state = jax.eval_shape(lambda: init_state(task, optimizer, 0, 1))
+    one_device = make_step(task, optimizer, seed=0, ema_decays=(0.9,))
+    step = parallel.over_devices(one_device, jax.devices()[:1], (None, None, 0), (None, None))
+    data = {"image": jax.ShapeDtypeStruct((16, 8, 8, 1), np.uint8)}
+    new, metrics = jax.eval_shape(step, state, data, jax.ShapeDtypeStruct((1, 1, 16), np.int32))
+    for leaf in jax.tree.leaves((state, new, metrics)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
+    equations = list(flat_equations(jax.make_jaxpr(task.loss)(state.params, data, keys).jaxpr))
+    sums = [eqn for eqn in equations if eqn.primitive.name.startswith(("reduce_sum", "reduce_max"))]
+    products = [eqn for eqn in equations if eqn.primitive.name in ("dot_general", "conv_general_dilated")]
+    floats = {eqn.invars[0].aval.dtype for eqn in sums if jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)}
+    assert len(sums) > 20 and floats == {np.dtype("float32")}
+    assert [eqn.invars[0].aval.dtype.name for eqn in products].count("float32") == 1
+    assert len(products) > 20 and products[-1].invars[0].aval.dtype == np.float32
+
+
+def flat_equations(jaxpr):
+    """The equations of a jaxpr and of all that it calls."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from flat_equations(inner)
 
 
 def test_ema_starts_gradually():
@@ -147,7 +246,9 @@ def test_adam_against_its_formula():
 
 def test_batch_that_the_devices_do_not_divide():
     with pytest.raises(UserError, match="batch_size is 100 and there are 8 devices.*96"):
-        parallel.check_divisible(100, jax.devices()[:8])
+        parallel.check_divisible(100, jax.devices()[:8], 1)
+    with pytest.raises(UserError, match="micro_batches is 5.*12 examples.*96 on 8.*divisor of 12"):
+        parallel.check_divisible(96, jax.devices()[:8], 5)
 
 
 def test_state_has_all_that_changes():
