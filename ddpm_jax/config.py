@@ -87,6 +87,7 @@ KEYS: dict[str, Key] = {
     "process.sigma_min": Key(0.0, "ve, ncsn, edm: least noise; 0: as in the process's paper", NOT_NEGATIVE),
     "process.sigma_max": Key(0.0, "ve, ncsn, edm: most noise; 0: as in the process's paper", NOT_NEGATIVE),
     "process.t_max": Key(1 - 1e-5, "rectified_flow: the last time", UNIT),
+    "process.ratio_max": Key(160.0, "trig_flow: sigma / alpha at the last time", POSITIVE),
     "prediction.name": Key("eps", "what the network predicts", PREDICTIONS),
     "prediction.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
     "loss.weighting": Key("simple", "what squared error is averaged: simple, that of eps; x0; v; velocity; edm", WEIGHTINGS),

@@ -81,6 +81,7 @@ TASK_KEYS = {
     "process.sigma_min": (0.02, "loss sample", {"process.name": "ve"}),
     "process.sigma_max": (20.0, "loss sample", {"process.name": "ve"}),
     "process.t_max": (0.9, "loss sample", {"process.name": "rectified_flow"}),
+    "process.ratio_max": (80.0, "loss sample", {"process.name": "trig_flow"}),
     "prediction.name": ("x0", "loss sample", {}),
     "prediction.sigma_data": (0.7, "loss sample", {"prediction.name": "edm"}),
     "loss.weighting": ("v", "loss", {}),

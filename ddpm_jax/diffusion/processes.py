@@ -3,8 +3,8 @@
 Discrete: a table of T betas is the process with t = n/T on [0, 1]: exact at n = 0..T, linear in log_alpha between (in alpha
 where the last is 0), derivatives from the left, nan outside. The network is shown n - 1.
 
-Continuous: t in [0, t_max]; the network is shown 999 t (vp, sub_vp, continuous_cosine, rectified_flow), log sigma (ve) or
-log(sigma) / 4 (edm).
+Continuous: t in [0, t_max]; the network is shown 999 t / t_max (vp, sub_vp, continuous_cosine, rectified_flow,
+trig_flow), log sigma (ve) or log(sigma) / 4 (edm).
 """
 
 import functools
@@ -349,6 +349,37 @@ def rectified_flow(*, t_max: float = 1 - 1e-5) -> Process:
     )
 
 
+def _cos(t):
+    return jnp.cos(jnp.asarray(t, float))
+
+
+def _sin(t):
+    return jnp.sin(jnp.asarray(t, float))
+
+
+def _arctan_of_ratio(log_snr):
+    return jnp.arctan(jnp.exp(-0.5 * log_snr))
+
+
+def trig_flow(*, ratio_max: float = 160.0) -> Process:
+    """alpha = cos t, sigma = sin t, t from 0 to arctan(ratio_max) (Lu & Song 2025, TrigFlow): f = -tan t, g^2 = 2 tan t.
+
+    Its velocity is v. ratio_max: sigma / alpha at the end; 160 is sigma_max / sigma_data of `edm`. Prior N(0, I).
+    """
+    alpha = Partial(_cos)
+    t_max = jnp.arctan(jnp.asarray(ratio_max, float))
+    return Process(
+        log_alpha=Partial(_scaled_log_of, 1.0, alpha),
+        alpha=alpha,
+        sigma=Partial(_sin),
+        inverse_log_snr=Partial(_arctan_of_ratio),
+        time_input=Partial(_scaled, 999.0 / t_max),
+        t_min=Start(*_floats(1e-5, 1e-3, 1e-5)),
+        t_max=t_max,
+        prior_std=jnp.asarray(1.0),
+    )
+
+
 PROCESSES: dict[str, Callable[..., Process]] = {name: _of_table(betas) for name, betas in BETAS.items()} | {
     "vp": vp,
     "sub_vp": sub_vp,
@@ -357,4 +388,5 @@ PROCESSES: dict[str, Callable[..., Process]] = {name: _of_table(betas) for name,
     "ncsn": ncsn,
     "edm": edm,
     "rectified_flow": rectified_flow,
+    "trig_flow": trig_flow,
 }

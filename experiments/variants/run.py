@@ -1,4 +1,4 @@
-"""The picture of README.md: one row per variant, the same noise in every row, by DPM-Solver++(2M) in 50 evaluations.
+"""The pictures of README.md, all by DPM-Solver++(2M) in 50 evaluations.
 
     for v in vp subvp ve edm flow v; do python -m ddpm_jax.main --config=configs/digits.py:$v; done
     for v in vp subvp ve edm flow v; do python -m ddpm_jax.main --config=configs/toy2d.py:$v; done
@@ -16,13 +16,12 @@ from ddpm_jax import plots
 from ddpm_jax.images import to_uint8
 
 VARIANTS = ("vp", "subvp", "ve", "edm", "flow", "v")
+SAMPLER = {"name": "dpmpp_2m", "grid": "log_snr", "steps": 50}
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    digits = {
-        name: ddpm_jax.load(f"runs/digits-{name}").sample(12, name="dpmpp_2m", grid="log_snr", steps=50) for name in VARIANTS
-    }
+    digits = {name: ddpm_jax.load(f"runs/digits-{name}").sample(12, **SAMPLER) for name in VARIANTS}
     rows = np.concatenate(list(digits.values()))
     plots.save_png(HERE / "digits.png", plots.image_grid(to_uint8(rows), columns=12))
     other = np.roll(np.arange(12), 1)
@@ -30,7 +29,7 @@ def main() -> None:
         same = np.sqrt(np.mean((images - digits["v"]) ** 2))
         different = np.sqrt(np.mean((images[other] - digits["v"]) ** 2))
         print(f"{name:6s} RMS distance to v: {same:.2f} from the same noise, {different:.2f} from another")
-    clouds = [plots.scatter(ddpm_jax.load(f"runs/toy2d-{name}").sample(4096), side=240) for name in VARIANTS]
+    clouds = [plots.scatter(ddpm_jax.load(f"runs/toy2d-{name}").sample(4096, **SAMPLER), side=240) for name in VARIANTS]
     plots.save_png(HERE / "toy2d.png", plots.image_grid(np.stack(clouds), columns=3))
 
 

@@ -80,6 +80,12 @@ BY_HAND = {name: table_row(name) for name in BETAS} | {
     "ncsn": (PROCESSES["ncsn"], partial(geometric_by_hand, -1 / 231, 232 / 231), 50.0, lambda t: 232 * t - 1),
     "edm": (PROCESSES["edm"], lambda t: (np.ones_like(t), t, 0 * t, 2 * t), 80.0, lambda t: np.log(t) / 4),
     "rectified_flow": (PROCESSES["rectified_flow"], flow_by_hand, 1.0, lambda t: 999 * t),
+    "trig_flow": (
+        PROCESSES["trig_flow"],
+        lambda t: (np.cos(t), np.sin(t), -np.tan(t), 2 * np.tan(t)),
+        1.0,
+        lambda t: 999 * t / np.arctan(160.0),
+    ),
     "rectified_flow to 1": (partial(PROCESSES["rectified_flow"], t_max=1.0), flow_by_hand, 1.0, lambda t: 999 * t),
 }
 
@@ -280,6 +286,7 @@ KNOBS = [
     ("ncsn", "sigma_max", 50.0),
     ("edm", "sigma_max", 80.0),
     ("rectified_flow", "t_max", 0.99),
+    ("trig_flow", "ratio_max", 160.0),
 ]
 
 
