@@ -226,9 +226,10 @@ def network_denoiser(
     def denoise(x, t):
         time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
         output = apply(prediction.input(process, x, t), time)
+        wanted = (*x.shape[:-1], (1 + learned_variance) * x.shape[-1])
+        if output.shape != wanted:
+            raise ValueError(f"the network's output must have shape {list(wanted)} for this x, found {list(output.shape)}")
         output, raw = jnp.split(output, 2, axis=-1) if learned_variance else (output, None)
-        if output.shape != x.shape:
-            raise ValueError(f"the network's output has shape {list(output.shape)} where x has {list(x.shape)}")
         return Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)
 
     return denoise

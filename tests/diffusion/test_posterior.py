@@ -95,5 +95,7 @@ def test_bad_times_are_refused():
         posterior_mean(PROCESSES["vp"](), x, x, 1.2, 0.1)
     with pytest.raises(ValueError, match="s must lie .*, found -0.1"):
         posterior_mean(PROCESSES["vp"](), x, x, 1.0, -0.1)
+    with pytest.raises(ValueError, match="s must not be later than t"):
+        posterior_mean(PROCESSES["vp"](), x, x, np.array([0.5, 0.4]), np.array([0.1, 0.6]))
     with pytest.raises(ValueError, match=r"found shape \[3\] for x of \[2, 3\]"):
         posterior_mean(PROCESSES["vp"](), x, x, jnp.full(3, 0.5), jnp.full(3, 0.1))

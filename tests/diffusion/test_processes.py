@@ -269,6 +269,8 @@ def test_bad_times_are_refused():
         transition(PROCESSES["edm"](), 81.0, 0.1)
     with pytest.raises(ValueError, match="s must lie .*, found -1"):
         transition(PROCESSES["edm"](), 80.0, -1.0)
+    with pytest.raises(ValueError, match="s must not be later than t, found s = 0.5 and t = 0.1"):
+        transition(PROCESSES["edm"](), 0.1, 0.5)
     with pytest.raises(ValueError, match="at least 2 levels, found steps = 1"):
         PROCESSES["ncsn"](steps=1)
     assert expand(jnp.ones(4), jnp.ones((4, 2, 3))).shape == (4, 1, 1) and expand(2.0, jnp.ones((4, 2))).shape == ()
