@@ -74,9 +74,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     axes, calls = open_feed(
         source, lambda k: batch_indices(config.seed, k, source.num_examples, c.batch_size), step, per_call, devices
     )
-    one_device = make_step(
-        task, optimizer, seed=config.seed, ema_decays=config.ema.decays, micro_batches=c.micro_batches
-    )
+    one_device = make_step(task, optimizer, seed=config.seed, ema_decays=config.ema.decays, micro_batches=c.micro_batches)
     donate = () if c.debug_nans else (0,)  # what is run again to find the operation
     run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=donate)
     state = parallel.replicate(state, devices)
@@ -85,25 +83,28 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     def diverged(problem):
         checkpoints.finish(manager)
         kept = manager.latest_step()
+        others = [] if c.on_nonfinite == "skip" else ["continue with --config.train.on_nonfinite=skip"]
+        others += [] if c.debug_nans else ["find the operation with --config.train.debug_nans=true"]
         return Diverged(
             f"Training diverged: {problem}. "
             + (f"The checkpoint of step {kept} stays. " if kept is not None else "No checkpoint was written before. ")
-            + "Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir; or continue with "
-            "--config.train.on_nonfinite=skip"
-            + ("." if c.debug_nans else ", or with --config.train.debug_nans=true, which finds the operation.")
+            + "; or ".join(["Try a lower --config.optim.learning_rate or a longer warm-up, in another --workdir", *others])
+            + "."
         )
 
     def flush():
         """Brings the metrics of the steps since the last flush to the host. Raises Diverged where they end the run."""
         limit = c.max_skips if c.on_nonfinite == "skip" else 1
         if problem := metrics_of.collect(on_device, step, pending, skips, limit):
-            raise diverged(problem + (f", and {limit} updates in a row were skipped (train.max_skips)" if limit > 1 else ""))
+            in_a_row = f", and {limit} updates in a row were skipped (train.max_skips)" if c.on_nonfinite == "skip" else ""
+            raise diverged(problem + in_a_row)
 
     def checked_step(state, *batch):
         new, metrics = run_step(state, *batch)
         if not all(np.isfinite(jax.device_get(metrics[name])).all() for name in metrics_of.CHECKED):
             on_one_device = parallel.on_one_device(one_device, (None, *axes), (None, None))
             operation = first_nonfinite(on_one_device, jax.device_get(state), *jax.device_get(batch))
+            operation = operation or "no operation, when they are computed one by one"
             raise diverged(f"the first number that is not finite, after step {step}, comes from {operation}")
         return new, metrics
 

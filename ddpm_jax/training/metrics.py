@@ -20,11 +20,11 @@ def collect(calls: list[dict], step: int, pending: dict[str, list], skips: dict[
     calls.clear()
     checks = np.isfinite([steps[name] for name in CHECKED])
     updated = checks.all(axis=0)
-    for i in np.arange(len(updated)):
+    for i in range(len(updated)):
         skips["skipped"] += int(not updated[i])
         skips["skipped_in_a_row"] = 0 if updated[i] else skips["skipped_in_a_row"] + 1
         if skips["skipped_in_a_row"] >= limit:
-            what = " and ".join(words for words, finite in zip(CHECKED.values(), checks[:, i], strict=True) if not finite)
+            what = ", ".join(words for words, finite in zip(CHECKED.values(), checks[:, i], strict=True) if not finite)
             return f"at step {step - len(updated) + i + 1} not finite: {what}"
     for name, values in steps.items():
         pending.setdefault(name, []).extend(values[updated].tolist())

@@ -4,6 +4,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.plots import save_curve
 from ddpm_jax.training.logs import Log, read
 
 LEVELS = (-10.0, 10.0)
@@ -30,6 +31,14 @@ def test_lines_and_events_hold_the_same(tmp_path):
     assert read(tmp_path / "metrics.jsonl") == [{"step": 2, "loss": 0.5, "loss_by_level": [0.25, None]}]
     found, _ = events(tmp_path / "tensorboard")
     assert found == [("loss", 2, 0.5), ("loss_by_level/-5.0", 2, 0.25)]
+
+
+def test_a_line_of_skipped_steps_alone_has_gaps(tmp_path):
+    log = Log(tmp_path, 0)
+    log.scalars(2, {"loss": None, "loss_by_level": None, "skipped": 2}, LEVELS)
+    log.close()
+    assert events(tmp_path / "tensorboard")[0] == [("skipped", 2, 2.0)]
+    save_curve(tmp_path / "loss.png", [1, 2, 3], [0.5, None, 0.25])
 
 
 def test_what_lies_past_the_restored_step_is_dropped(tmp_path):

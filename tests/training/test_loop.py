@@ -108,7 +108,7 @@ def test_divergence_stops_at_the_first_bad_step_and_keeps_the_checkpoint(point_c
     source = poisoned(point_source)
     first_bad = next(k for k in range(3) if 5 in batch_indices(0, k, 48, 16)) + 1
     assert first_bad > 1
-    words = f"at step {first_bad} not finite: the loss and the gradient and the updated.*step {first_bad - 1} stays.*=skip"
+    words = f"at step {first_bad} not finite: the loss, the gradient, the updated.*step {first_bad - 1} stays.*=skip"
     with pytest.raises(Diverged, match=words):
         train(point_config, source, tmp_path / "run")
     manager = checkpoints.open_manager(tmp_path / "run" / "checkpoints")
