@@ -11,8 +11,19 @@ def summed(x, reverse=False):
     return jax.lax.scan(lambda c, row: (c + 1 / (row - shift), row), 0.0, x, reverse=reverse)[0]
 
 
+def test_scans_are_followed_in_their_order():
+    """Forwards the sums before each row are 0, 1, 3, and 3 is divided by 3 - 3; backwards they are 0, 5, 7."""
+
+    def f(x, reverse):
+        return jax.lax.scan(lambda c, row: (c + row, c / (c - 3)), 0.0, x, reverse=reverse)
+
+    x = jnp.array([1.0, 2.0, 5.0])
+    assert first_nonfinite(lambda x: f(x, False), x).startswith("div, in ")
+    assert first_nonfinite(lambda x: f(x, True), x) is None
+
+
 @pytest.mark.parametrize("reverse", [False, True])
-def test_scans_are_followed_in_their_order(reverse):
+def test_what_is_in_a_scan_is_found(reverse):
     """Without a zero it finds nothing; the zero, in one row alone, is found, and so is an overflow that comes before it."""
     assert first_nonfinite(lambda x: summed(x, reverse), jnp.array([1.0, 3.0, 4.0])) is None
     assert first_nonfinite(lambda x: summed(x, reverse), jnp.array([1.0, 2.0, 4.0])).startswith("div, in ")
