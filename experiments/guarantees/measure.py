@@ -1,4 +1,4 @@
-"""What the guarantees cost: python experiments/guarantees/measure.py [rounds]. See README.md beside this file."""
+"""What the guarantees cost: python -m experiments.guarantees.measure [rounds]. See README.md beside this file."""
 
 import statistics
 import sys
