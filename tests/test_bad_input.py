@@ -183,7 +183,7 @@ TABLE = {
         lambda: replace("run/config.json", ""), AGAIN,
         ["run/config.json cannot be read", "Put a copy of it there"],
     ),
-    "a config of another format": (lambda: edit(format=7), AGAIN, ["has format 7; this code reads format 1", "Use the code"]),
+    "a config of another format": (lambda: edit(format=7), AGAIN, ["format 7; this code reads formats up to 2", "Use the code"]),
     "a key of another version": (lambda: edit(train__stepz=7), AGAIN, ["a config that this code does not take", "train.stepz"]),
     "a value of another version": (
         lambda: edit(network__name="dit"), AGAIN,
@@ -198,7 +198,7 @@ TABLE = {
     "of other levels": (lambda: edit(network__blocks=2), AGAIN, ["another network or optimizer", "Use the code and config"]),
     "all damaged": (damage, AGAIN, ["None of the checkpoints in", "(steps 4, 8) can be read", "another --workdir"]),
     "all notes damaged": (lambda: damage("notes"), "--mode=sample --workdir=run", ["None of the checkpoints in"]),
-    "of another format": (of_another_code, AGAIN, ["has format 91; this code reads 1"]),
+    "of another format": (of_another_code, AGAIN, ["has format 92; this code reads formats up to 2"]),
     "of another program": (foreign, AGAIN, ["None of the checkpoints in", "(steps 8)"]),
     "half-written": (half_written, "--mode=sample --workdir=run", ["run has no checkpoint yet", "Train it"]),
     # samples

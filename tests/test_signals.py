@@ -13,6 +13,7 @@ import os, signal, time
 from ddpm_jax import signals
 def send(number):
     os.kill(os.getpid(), number)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, as these tests may be, ignore
 with signals.listening():
     {}
 """

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds, for a machine that does much else
 LOADED = ["ddpm_jax.main", "ddpm_jax.command", "ddpm_jax.training.jobs", "matplotlib.figure", "PIL.Image", "sklearn.datasets"]
 PROGRAM = """
-import os, resource, sys
+import os, resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, as these tests may be, ignore
 os.dup2(os.open({out!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
 os.dup2(1, 2)
 {before}

@@ -8,7 +8,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")  # what is walked into
 LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (jax, flax))
@@ -44,12 +44,12 @@ def _walk(closed, values, place):
     for i, eqn in enumerate(jaxpr.eqns):
         variables = _variables(eqn.invars)
         here = _place(eqn) or place
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        inner = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
         if eqn.primitive.name in CALLS:
-            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             outputs = _walk(inner, read(eqn.invars), here)
         elif eqn.primitive.name == "scan":
-            outputs = _scan(eqn.params, read(eqn.invars), here)
+            outputs = _scan(eqn, inner, read(eqn.invars), here)
         else:
             alone = jaxpr.replace(constvars=[], invars=variables, outvars=eqn.outvars, eqns=[eqn])
             outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*read(variables))
@@ -63,12 +63,18 @@ def _walk(closed, values, place):
     return read(jaxpr.outvars)
 
 
-def _scan(params, inputs, place):
-    constants, carried = params["num_consts"], params["num_carry"]
+def _scan(eqn, inner, inputs, place):
+    """What is stacked has an axis more outside than inside. The parameters that say so differ between versions of JAX."""
+    stacked_in, stacked_out = (
+        sum(outer.aval.ndim > within.aval.ndim for outer, within in zip(*pair, strict=True))
+        for pair in ((eqn.invars, inner.jaxpr.invars), (eqn.outvars, inner.jaxpr.outvars))
+    )
+    carried = len(eqn.outvars) - stacked_out
+    constants = len(inputs) - stacked_in - carried
     consts, carry, xs = inputs[:constants], inputs[constants : constants + carried], inputs[constants + carried :]
     rows = {}
-    for i in range(params["length"])[:: -1 if params["reverse"] else 1]:
-        outputs = _walk(params["jaxpr"], [*consts, *carry, *(x[i] for x in xs)], place)
+    for i in range(eqn.params["length"])[:: -1 if eqn.params["reverse"] else 1]:
+        outputs = _walk(inner, [*consts, *carry, *(x[i] for x in xs)], place)
         carry, rows[i] = outputs[:carried], outputs[carried:]
     return [*carry, *(jnp.stack(column) for column in zip(*(rows[i] for i in sorted(rows)), strict=True))]
 

@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
-        if sampling.read_facts(workdir / "samples", name).get("sampler") != config.sampler.to_dict():
+        if sampling.read_facts(workdir / "samples", name).get("sampler") != sampling.as_stored(config.sampler):
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
         if lines:
@@ -73,7 +73,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
         drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress)
     seconds = time.monotonic() - start
     facts = {
-        "sampler": config.sampler.to_dict(),
+        "sampler": sampling.as_stored(config.sampler),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
         "ema_decay": config.ema.decays[config.sampler.ema],

@@ -50,7 +50,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
         version, saved, image_shape = content["format"], {**content["config"]}, tuple(content["image_shape"])
         if not (0 < len(image_shape) <= 3 and all(type(n) is int and 0 < n < 2**16 for n in image_shape)):
             raise ValueError(f"image_shape is {list(image_shape)}")
-        while version in MIGRATIONS:
+        while version in [*MIGRATIONS]:  # not a lookup: a stranger's version may be a list
             saved, version = MIGRATIONS[version](saved), version + 1
     except FileNotFoundError:
         raise UserError(

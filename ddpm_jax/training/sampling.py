@@ -95,6 +95,11 @@ def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]
     return paths
 
 
+def as_stored(section: ConfigDict) -> dict[str, Any]:
+    """A section of the config as JSON gives it back: its tuples as lists."""
+    return json.loads(json.dumps(section.to_dict()))
+
+
 def read_facts(folder: Path, name: str) -> dict[str, Any]:
     """What `write_samples` wrote of these samples; {} where there are none, or a damaged file."""
     try:

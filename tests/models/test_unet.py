@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.layers import dropout, sinusoidal_embedding
+from ddpm_jax.models.layers import dropout, group_norm, sinusoidal_embedding
 from ddpm_jax.models.unet import UNet, check_image_size, double, halve
 
 TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, groups=4, dropout=0.0, dtype="float32")
@@ -92,6 +92,20 @@ def test_bfloat16_computes_and_float32_stays():
     reference = jax.jit(exact.apply)(params, x, time)
     error = jnp.sqrt(jnp.mean((out - reference) ** 2) / jnp.mean(reference**2))
     assert 1e-5 < error < 0.05
+
+
+def test_normalisation_in_bfloat16_has_its_statistics_in_float32():
+    """Mean 20, deviation 1: squares rounded to bfloat16's 8 bits would be wrong by more than the variance.
+
+    Against float64 by hand, to the two roundings of the result, which lies within 4.
+    """
+    x = jnp.asarray(np.random.default_rng(0).normal(20, 1, (2, 4, 4, 8)), jnp.bfloat16)
+    norm = group_norm(8, 2, jnp.bfloat16)
+    out = norm.apply(norm.init(jax.random.key(0), x), x)
+    groups = np.asarray(x, np.float64).reshape(2, 16, 2, 4)
+    expected = (groups - groups.mean((1, 3), keepdims=True)) / groups.std((1, 3), keepdims=True)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected.reshape(x.shape), atol=4 * 2**-7)
 
 
 def test_sinusoidal_embedding():

@@ -36,7 +36,6 @@ def test_lines_and_events_hold_the_same(tmp_path):
 def test_a_line_of_skipped_steps_alone_has_gaps(tmp_path):
     log = Log(tmp_path, 0)
     log.scalars(2, {"loss": None, "loss_by_level": None, "skipped": 2}, LEVELS)
-    log.close()
     assert events(tmp_path / "tensorboard")[0] == [("skipped", 2, 2.0)]
     save_curve(tmp_path / "loss.png", [1, 2, 3], [0.5, None, 0.25])
 

@@ -66,9 +66,9 @@ def test_twice_the_same_bits(tiny_config, tiny_source):
     chex.assert_trees_all_equal((a, metrics_a), (b, metrics_b))
 
 
-def test_several_steps_per_call_are_the_same_steps(tiny_config, tiny_source):
-    one = run_steps(tiny_config, tiny_source, 4, devices=2)
-    scanned = run_steps(tiny_config, tiny_source, 4, devices=2, per_call=4)
+def test_several_steps_per_call_are_the_same_steps(point_config, point_source):
+    one = run_steps(point_config, point_source, 4, devices=2)
+    scanned = run_steps(point_config, point_source, 4, devices=2, per_call=4)
     assert scanned[0].step == one[0].step == 4
     assert_rounding_apart(one, scanned)
 
@@ -101,7 +101,7 @@ def test_randomness_is_addressed_by_seed_step_and_example():
 
     reference = losses(0, 0, 1)
     assert len(np.unique(reference)) == 8
-    for devices, micro_batches in [(2, 1), (4, 1), (8, 1), (1, 8), (2, 2)]:
+    for devices, micro_batches in [(8, 1), (1, 8), (2, 2)]:
         np.testing.assert_array_equal(reference, losses(0, 0, devices, micro_batches))
     assert not np.intersect1d(reference, losses(1, 0, 1)).size
     assert not np.intersect1d(reference, losses(0, 1, 1)).size
@@ -123,9 +123,9 @@ def test_the_batch_is_gathered_by_index(tiny_config, tiny_source):
     assert not np.allclose(loss, compiled(params, {"image": image[rows + 1]}, keys)[0])
 
 
-def test_losses_by_level(tiny_config, tiny_source):
+def test_losses_by_level(point_config, point_source):
     """The tenths add up to the loss: all 16 examples of a step fall in one of them, whatever the devices."""
-    _, metrics = run_steps(tiny_config, tiny_source, 2, devices=2)
+    _, metrics = run_steps(point_config, point_source, 2, devices=2)
     chex.assert_shape(metrics["level_loss"], (2, 10))
     np.testing.assert_array_equal(metrics["level_count"].sum(1), [16, 16])
     np.testing.assert_allclose(metrics["level_loss"].sum(1) / 16, metrics["loss"], rtol=1e-5)
@@ -173,9 +173,9 @@ def test_an_update_that_is_not_finite_is_refused(bad):
 
 
 def test_what_bfloat16_leaves_in_float32(tiny_config):
-    """Parameters, averages, optimizer state and metrics; in the network the sums of normalisation and softmax, and the output.
+    """Parameters, averages, optimizer state and metrics; in the network the sums, and the last convolution, alone of them all.
 
-    Convolutions and matrix products compute in bfloat16, but for the last.
+    Of the statistics of normalisation, tests/models/test_unet.py tests the numbers: a sum's type tells nothing of its terms'.
     """
     tiny_config.network.update(dtype="bfloat16", attention=(4,))
     task, optimizer = build(tiny_config, (8, 8, 1)), construct(OPTIMIZERS, tiny_config.optim)
