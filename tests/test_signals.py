@@ -13,7 +13,6 @@ import os, signal, time
 from ddpm_jax import signals
 def send(number):
     os.kill(os.getpid(), number)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, as these tests may be, ignore
 with signals.listening():
     {}
 """
@@ -37,11 +36,14 @@ TABLE = {
 }  # fmt: skip
 
 
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which background jobs of a shell ignore
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_what_a_signal_does(name):
     body, code, words = TABLE[name]
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", LISTEN.format(body)], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", HEARD + LISTEN.format(body)], capture_output=True, text=True, timeout=50)
     out = done.stdout + done.stderr
     assert done.returncode == code and words in out and "compiled" not in out, out
     assert time.monotonic() - start < 50  # those that sleep would sleep for 60 seconds
