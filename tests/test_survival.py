@@ -44,10 +44,10 @@ def words(config, **keys):
     return [f"--config={ROOT}/configs/{config}", *(f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items())]
 
 
-TOY = words("toy2d.py:smoke", network__channels=64, train__steps=120, train__checkpoint_every=6, train__log_every=4,
+TOY = words("toy2d.py:smoke", network__channels=64, train__steps=300, train__checkpoint_every=6, train__log_every=4,
             train__sample_every=0, train__steps_per_call=2, sampler__frames=0)  # fmt: skip
-DIGITS = words("digits.py", network__dropout=0.1, train__steps=150, train__batch_size=16, train__checkpoint_every=3,
-               train__log_every=4, train__sample_every=10, sampler__frames=0, sampler__num_samples=4)  # fmt: skip
+DIGITS = words("digits.py", network__dropout=0.1, train__steps=300, train__batch_size=16, train__checkpoint_every=3,
+               train__log_every=4, train__sample_every=20, sampler__frames=0, sampler__num_samples=4)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_stopped_by_signals_while_starting_training_and_sampling(start, whole):
         if "saved" in out:
             steps.append(max(saved("stopped")))
             assert f"checkpoint of step {steps[-1]} saved" in out
-    assert len(steps) == 2 and 4 <= steps[0] < steps[1] < 120, steps
+    assert len(steps) == 2 and 4 <= steps[0] < steps[1] < 300, steps
     code, out = finish(start(*TOY, "--workdir=stopped"))
     assert code == 0, out
     assert_same_end(whole, "stopped")
@@ -198,7 +198,7 @@ def test_a_full_disk_loses_nothing(start, whole):
     code, out = finish(start(*TOY, "--config.train.keep_last=30", "--workdir=full", before=FULL_FROM_30))
     assert code == 2 and "A checkpoint could not be written to" in out and "File too large" in out, out
     assert f"The one of step {max(saved('full'))} is sound." in out and "Make room" in out and "Traceback" not in out, out
-    assert 30 <= max(saved("full")) < 120 and unfinished("full")
+    assert 30 <= max(saved("full")) < 300 and unfinished("full")
     code, out = finish(start(*TOY, "--workdir=full"))
     assert code == 0 and "continuing from step" in out and not unfinished("full"), out
     assert_same_end(whole, "full")
