@@ -73,7 +73,7 @@ def test_really(name, variant, network, metrics, monkeypatch, tmp_path):
     With two averages and micro-batches: parameters, averages, optimizer state and metrics are, bit for bit, those of a run
     that was not stopped.
     """
-    jax.clear_caches()  # of the case before: jaxlib crashes where some hundred large programs are in memory
+    jax.clear_caches()  # of the cases before: a process that kept all their programs has crashed in jaxlib
     shape = SHAPES[name]
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (64, *shape), np.uint8) if len(shape) == 3 else random.normal(size=(64, 2)).astype("f")
