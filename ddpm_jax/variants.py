@@ -31,22 +31,24 @@ def _learn(config, process, prediction, weighting, times="uniform"):
     config.loss.weighting, config.times.name = weighting, times
 
 
+def _score_sde(config, process):
+    _learn(config, process, "eps", "simple")
+    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+
+
 def vp(config: ConfigDict) -> None:
     """the variance-preserving SDE, Euler-Maruyama on its reverse (Song et al. 2021, score SDE)"""
-    _learn(config, "vp", "eps", "simple")
-    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+    _score_sde(config, "vp")
 
 
 def subvp(config: ConfigDict) -> None:
     """the sub-VP SDE, Euler-Maruyama on its reverse (Song et al. 2021, score SDE)"""
-    _learn(config, "sub_vp", "eps", "simple")
-    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+    _score_sde(config, "sub_vp")
 
 
 def ve(config: ConfigDict) -> None:
     """the variance-exploding SDE, Euler-Maruyama on its reverse (Song et al. 2021, score SDE)"""
-    _learn(config, "ve", "eps", "simple")
-    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+    _score_sde(config, "ve")
 
 
 def edm(config: ConfigDict) -> None:

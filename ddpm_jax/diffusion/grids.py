@@ -18,21 +18,21 @@ from ddpm_jax.diffusion.process import Process, concrete
 def uniform(process: Process, *, steps: int, t_min: jax.Array | None = None) -> jax.Array:
     """`steps` times from t_max to t_min, both included; on a table n = 1 + round(k (T - 1) / (N - 1))."""
     if process.num_steps:
-        return _on_table(process, 1 + np.rint(np.linspace(process.num_steps - 1, 0, steps)), steps)
+        return _on_table(process, 1 + np.rint(np.linspace(process.num_steps - 1, 0, steps)))
     return _evenly(process, np.linspace(0, 1, steps), t_min)
 
 
 def leading(process: Process, *, steps: int, t_min: jax.Array | None = None) -> jax.Array:
     """Evenly spaced, t_min included and t_max not: on a table n = 1 + k floor(T / N) (Song et al. 2021, DDIM, appendix D.2)."""
     if process.num_steps:
-        return _on_table(process, 1 + np.arange(steps)[::-1] * (process.num_steps // steps), steps)
+        return _on_table(process, 1 + np.arange(steps)[::-1] * (process.num_steps // steps))
     return _evenly(process, np.arange(1, steps + 1) / steps, t_min)
 
 
 def trailing(process: Process, *, steps: int, t_min: jax.Array | None = None) -> jax.Array:
     """Evenly spaced, t_max included and t_min not: on a table n = T - round(k T / N) (Lin et al. 2024, table 2)."""
     if process.num_steps:
-        return _on_table(process, np.arange(steps, 0, -1) * process.num_steps / steps, steps)
+        return _on_table(process, np.arange(steps, 0, -1) * process.num_steps / steps)
     return _evenly(process, np.arange(steps) / steps, t_min)
 
 
@@ -43,7 +43,7 @@ def quadratic(process: Process, *, steps: int) -> jax.Array:
     """
     _needs_table(process, "quadratic")
     published = 1 + np.floor(np.linspace(np.sqrt(0.8 * process.num_steps), 0, steps) ** 2 + 1e-9)
-    return _on_table(process, published, steps)
+    return _on_table(process, published)
 
 
 def sections(process: Process, *, sections: str) -> jax.Array:
@@ -58,7 +58,7 @@ def sections(process: Process, *, sections: str) -> jax.Array:
         strides = [c for c in range(1, total) if len(range(0, total, c)) == counts[0]]
         if not strides:
             raise ValueError(f"no integer stride takes {counts[0]} of {total} steps, as sections={sections!r} asks")
-        return _on_table(process, 1 + np.arange(0, total, strides[0])[::-1], counts[0])
+        return _on_table(process, 1 + np.arange(0, total, strides[0])[::-1])
     chosen, start = [], 0
     for part, count in enumerate(counts):
         size = total // len(counts) + (part < total % len(counts))
@@ -67,7 +67,7 @@ def sections(process: Process, *, sections: str) -> jax.Array:
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         chosen += [1 + start + round(position) for position in np.cumsum([0.0] + [stride] * (count - 1))]
         start += size
-    return _on_table(process, np.array(chosen[::-1]), len(chosen))
+    return _on_table(process, np.array(chosen[::-1]))
 
 
 def _counts(sections):
@@ -135,15 +135,15 @@ def _at_levels(process, levels, first, last):
                 raise ValueError("log-SNR is -inf at t_max, where alpha = 0: use a grid in t (uniform, leading, trailing)")
     times = process.inverse_log_snr(levels)
     if process.num_steps:
-        return _on_table(process, times * process.num_steps, len(times))
+        return _on_table(process, times * process.num_steps)
     times = times.at[-1].set(last) if len(times) > 1 else times
     return times.at[0].set(first)
 
 
-def _on_table(process, positions, steps):
+def _on_table(process, positions):
     """n/T for the nearest integers n, moved up where one comes twice and down again where they would go beyond T."""
-    if not 1 <= steps <= process.num_steps:
-        raise ValueError(f"cannot place {steps} different steps on a table of {process.num_steps}")
+    if not 1 <= len(positions) <= process.num_steps:
+        raise ValueError(f"cannot place {len(positions)} different steps on a table of {process.num_steps}")
     return _placed(jnp.asarray(positions, float), process.num_steps)
 
 
