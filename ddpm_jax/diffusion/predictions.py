@@ -198,16 +198,13 @@ def check_alpha(process: Process, prediction: PredictionType) -> None:
         with jax.ensure_compile_time_eval():
             reaches_zero = float(_last_alpha(process)) == 0
         if reaches_zero:
-            raise ValueError(f"{prediction.needs_alpha}: use one of {', '.join(_without_need())}")
+            others = [name for name, make in PREDICTIONS.items() if not make().needs_alpha]
+            raise ValueError(f"{prediction.needs_alpha}: use one of {', '.join(others)}")
 
 
 @jax.jit
 def _last_alpha(process):
     return process.alpha(process.t_max)
-
-
-def _without_need():
-    return [name for name, make in PREDICTIONS.items() if not make().needs_alpha]
 
 
 def network_denoiser(

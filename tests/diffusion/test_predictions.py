@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.oracle import denoiser, mixture
-from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, eps_to_x0, network_denoiser, x0_to_eps
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, convert, eps_to_x0, network_denoiser, x0_to_eps
 from ddpm_jax.diffusion.processes import PROCESSES
 
 ALL = {name: make() for name, make in PREDICTIONS.items()}
@@ -82,6 +82,16 @@ def test_any_type_to_any_other_and_back(process, times):
     np.testing.assert_allclose(returned, np.broadcast_to(pair[:, None, own], returned.shape), rtol=1e-7, atol=1e-7)
     errors = np.square(seen[own][:, own] - other[own][:, own]).sum(-1) / scales[own][:, None]
     np.testing.assert_allclose(errors, np.broadcast_to(errors[:1], errors.shape), rtol=1e-6, atol=1e-12)
+
+
+def test_convert(x64):  # noqa: ARG001
+    """On vp, v = (eps - sigma x) / alpha by x0 = (x - sigma eps) / alpha put into its definition, and back."""
+    process, t = PROCESSES["vp"](), jnp.array([0.2, 0.9])
+    x, output = random(2, 2, 3)
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    v = convert(ALL["eps"], ALL["v"], process, x, t, output)
+    chex.assert_trees_all_close(v, (output - sigma * x) / alpha, rtol=1e-9)
+    chex.assert_trees_all_close(convert(ALL["v"], ALL["eps"], process, x, t, v), output, rtol=1e-9)
 
 
 # What the papers have the network say, for alpha = 1, sigma = t (edm) and for alpha = 1 - t, sigma = t; x0, e: data and noise
