@@ -19,6 +19,7 @@ from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
+from ddpm_jax.models.resampling import RESAMPLING
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.tasks import TASKS, kernel
 
@@ -69,6 +70,13 @@ KEYS: dict[str, Key] = {
     "network.scale_shift_norm": Key(False, "unet: time scales and shifts the normalised features instead of adding to them"),
     "network.residual_resample": Key(False, "unet: residual blocks between levels instead of convolutions"),
     "network.head_channels": Key(0, "unet: channels of one attention head; 0: `heads` heads everywhere", NOT_NEGATIVE),
+    "network.time_embedding": Key("sinusoidal", "unet: of time; fourier: for log sigma (ve, edm)", ("sinusoidal", "fourier")),
+    "network.fourier_scale": Key(16.0, "unet: standard deviation of the Fourier features' frequencies", POSITIVE),
+    "network.skip_rescale": Key(False, "unet: residual sums divided by the square root of 2"),
+    "network.resampling": Key("box", "unet: how images are halved and doubled: by averages or the filter 1, 3, 3, 1", RESAMPLING),
+    "network.resample_projection": Key(False, "unet: residual blocks between levels project their input (1x1 convolution)"),
+    "network.progressive_input": Key(False, "unet: the image is halved too, and added to the features of every level"),
+    "network.single_up_attention": Key(False, "unet: on the way up, attention after a level's last block only"),
     "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
     "process.name": Key("linear", "the noising process", PROCESSES),
     "process.steps": Key(1000, "T of a beta table, levels of ncsn", POSITIVE),

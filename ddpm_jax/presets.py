@@ -26,34 +26,60 @@ def cifar_ddpm() -> ConfigDict:
     return config
 
 
-def _score_sde(ema_decay):
-    def edit(config):
-        config.ema.decays = (ema_decay,)
-        config.train.steps = 950_000
+def ddpmpp(config: ConfigDict) -> None:
+    """The U-Net's options that make it DDPM++, of 4 blocks per level (8: "deep") (Song et al. 2021, score SDE, appendix H)."""
+    config.network.update(blocks=4, skip_rescale=True, residual_resample=True, resample_projection=True, single_up_attention=True)
 
-    return edit
+
+def ncsnpp(config: ConfigDict) -> None:
+    """Those that make it NCSN++: for processes that show the network log sigma (ve, edm)."""
+    ddpmpp(config)
+    config.network.update(time_embedding="fourier", resampling="fir", progressive_input=True)
+
+
+def _vp(config):
+    """DDPM++ cont. (Song et al. 2021, appendix H)."""
+    ddpmpp(config)
+    config.train.steps = 950_000
+
+
+def _ve(config):
+    """NCSN++ cont. (Song et al. 2021, appendix H and code), whose pixels lie in [0, 1]: in [-1, 1], noise is twice as large.
+
+    Its loss is half the sum of 3072 squared errors, not their mean: clipping and Adam's epsilon are in that unit.
+    """
+    ncsnpp(config)
+    config.process.update(sigma_min=0.02, sigma_max=100.0)
+    config.optim.update(clip_norm=1 / 1536, eps=1e-8 / 1536)
+    config.ema.decays = (0.999,)
+    config.train.steps = 950_000
 
 
 def _edm(config):
-    """Karras et al. 2022, table 7, without their augmentation: 200 million images, averages of half-life 500,000 images."""
-    config.network.dropout = 0.13
+    """DDPM++ as in Karras et al. 2022, table 7 and code: three levels of equal width, a longer and faster training.
+
+    Without their augmentation: 200 million images, averages of half-life 500,000 images.
+    """
+    ddpmpp(config)
+    config.network.update(multipliers=(2, 2, 2), dropout=0.13)
     config.optim.update(learning_rate=1e-3, warmup_steps=19_531, clip_norm=0.0)
     config.ema.decays = (0.99929,)
     config.train.update(steps=390_625, batch_size=512)
 
 
 def _rectified_flow(config):
-    """Liu et al. 2023, section 5 and code."""
+    """DDPM++ (Liu et al. 2023, section 5 and code)."""
+    ddpmpp(config)
     config.network.dropout = 0.15
     config.ema.decays = (0.999999,)
     config.train.steps = 1_300_000
 
 
-# What the papers trained CIFAR-10 with, on top of `cifar_ddpm` (whose U-Net stays: theirs are deeper).
+# What the papers trained on CIFAR-10, and how, on top of `cifar_ddpm`.
 CIFAR_PUBLISHED: dict[str, Callable[[ConfigDict], None]] = {
-    "vp": _score_sde(0.9999),
-    "subvp": _score_sde(0.9999),
-    "ve": _score_sde(0.999),
+    "vp": _vp,
+    "subvp": _vp,
+    "ve": _ve,
     "edm": _edm,
     "flow": _rectified_flow,
 }

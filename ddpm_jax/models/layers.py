@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 # Ho et al. 2020 initialise uniformly by the fan average throughout, and with zeros where a layer ends a branch.
@@ -22,6 +23,23 @@ def sinusoidal_embedding(time: jax.Array, dimension: int, max_period: float = 10
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def fourier_embedding(time: jax.Array, dimension: int, scale: float) -> jax.Array:
+    """[sin(2 pi w_k time), cos(2 pi w_k time)] with w_k from N(0, scale^2). time: [B]. Returns [B, 2 dimension].
+
+    Tancik et al. 2020, as used by Song et al. 2021 on log sigma with scale 16. The w_k are drawn once and for all, from the
+    generator whose stream NumPy keeps as it is: constants of the program, the same in every run, in no checkpoint, and seen by
+    no optimizer and no average.
+    """
+    frequencies = jnp.asarray(scale * np.random.RandomState(0).standard_normal(dimension), jnp.float32)
+    angles = 2 * jnp.pi * time.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def residual_sum(x: jax.Array, branch: jax.Array, rescale: bool) -> jax.Array:
+    """x + branch; rescale: over sqrt 2, which leaves the variance of two independent summands as it was (Song et al. 2021)."""
+    return (x + branch) * math.sqrt(0.5) if rescale else x + branch
+
+
 def group_norm(channels: int, groups: int, dtype) -> nn.GroupNorm:
     """GroupNorm with at most `groups` groups that divide the channels; its statistics stay in float32."""
     return nn.GroupNorm(num_groups=math.gcd(groups, channels), epsilon=1e-6, dtype=dtype)
@@ -36,11 +54,15 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> ja
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over the pixels, normalised before and zero-initialised after. x: [B, H, W, C]."""
+    """Residual self-attention over the pixels, normalised before and zero-initialised after. x: [B, H, W, C].
+
+    skip_rescale: see residual_sum.
+    """
 
     heads: int
     groups: int
     dtype: jnp.dtype
+    skip_rescale: bool
 
     @nn.compact
     def __call__(self, x):
@@ -52,4 +74,4 @@ class SelfAttention(nn.Module):
         )
         h = jax.nn.dot_product_attention(query, key, value)
         h = nn.DenseGeneral(channels, axis=(-2, -1), dtype=self.dtype, kernel_init=zeros, name="out")(h)
-        return x + h.reshape(x.shape)
+        return residual_sum(x, h.reshape(x.shape), self.skip_rescale)

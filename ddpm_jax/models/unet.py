@@ -1,20 +1,35 @@
-"""The U-Net of Ho et al. 2020 (DDPM, appendix B), with the options of Dhariwal & Nichol 2021 (ADM, section 3 and appendix)."""
+"""The U-Net of Ho et al. 2020 (DDPM, appendix B), with the options of ADM, NCSN++ and DDPM++.
+
+ADM: Dhariwal & Nichol 2021, section 3 and appendix. NCSN++ and DDPM++: Song et al. 2021 (score SDE), appendix H and code, and
+Karras et al. 2022 (EDM), table 7 and code.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.layers import SelfAttention, dropout, fan_average, group_norm, sinusoidal_embedding, zeros
+from ddpm_jax.models.layers import (
+    SelfAttention,
+    dropout,
+    fan_average,
+    fourier_embedding,
+    group_norm,
+    residual_sum,
+    sinusoidal_embedding,
+    zeros,
+)
+from ddpm_jax.models.resampling import RESAMPLING
 
 
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv; plus the time embedding; GroupNorm, SiLU, dropout, conv; plus the input.
 
     scale_shift_norm: the embedding scales and shifts the second GroupNorm's output instead. resample: what is done to the
-    image, on the branch after its first SiLU and on the input.
+    image, on the branch after its first SiLU and on the input. The input is projected by a 1x1 convolution where the number of
+    channels changes, and with `projection` always. skip_rescale: see residual_sum.
     """
 
     channels: int
@@ -22,6 +37,8 @@ class ResidualBlock(nn.Module):
     dropout: float
     dtype: jnp.dtype
     scale_shift_norm: bool
+    skip_rescale: bool
+    projection: bool = False
     resample: Callable = lambda x: x
 
     @nn.compact
@@ -39,9 +56,9 @@ class ResidualBlock(nn.Module):
             h = norm(h + of_time)
         h = dropout(nn.silu(h), self.dropout, keys, layer)
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(h)
-        if x.shape[-1] != self.channels:
+        if self.projection or x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_average, name="shortcut")(x)
-        return x + h
+        return residual_sum(x, h, self.skip_rescale)
 
 
 class UNet(nn.Module):
@@ -52,8 +69,17 @@ class UNet(nn.Module):
     image and nearest-neighbour upsampling doubles it, so height and width must be divisible by 2^(levels - 1).
     dtype: of the computation; parameters, normalisation statistics and the output are float32.
 
-    Of ADM: scale_shift_norm, see ResidualBlock; residual_resample, residual blocks with average pooling and nearest
-    upsampling between levels; head_channels, the channels of one attention head (0: `heads` heads everywhere).
+    Of ADM: scale_shift_norm, see ResidualBlock; residual_resample, residual blocks that halve or double between levels;
+    head_channels, the channels of one attention head (0: `heads` heads everywhere).
+
+    Of DDPM++: skip_rescale, every residual sum over sqrt 2; resample_projection, see ResidualBlock, for those of
+    residual_resample; single_up_attention, attention after a level's last block only on the way up. Of NCSN++ besides:
+    time_embedding=fourier, random Fourier features of scale fourier_scale in place of sinusoids, for processes that show the
+    network log sigma (ve, edm); resampling=fir, see resampling.py, for whatever halves or doubles; progressive_input, the
+    image too is halved from level to level, by strided convolutions to the level's channels, and added to its features, the sum
+    being what is halved next.
+
+    NCSN++ divides its output by sigma, so that it is the score; as the prediction type eps, that is this network as it is.
     """
 
     channels: int
@@ -67,6 +93,13 @@ class UNet(nn.Module):
     scale_shift_norm: bool = False
     residual_resample: bool = False
     head_channels: int = 0
+    time_embedding: str = "sinusoidal"
+    fourier_scale: float = 16.0
+    skip_rescale: bool = False
+    resampling: str = "box"
+    resample_projection: bool = False
+    progressive_input: bool = False
+    single_up_attention: bool = False
 
     @nn.compact
     def __call__(self, x, time, keys=None):
@@ -78,10 +111,13 @@ class UNet(nn.Module):
                 f"{', '.join(map(str, heights))} pixels high: give some of these, or () for none but the middle's."
             )
         dtype = jnp.dtype(self.dtype)
-        options = dict(groups=self.groups, dropout=self.dropout, dtype=dtype, scale_shift_norm=self.scale_shift_norm)
+        options = dict(groups=self.groups, dropout=self.dropout, dtype=dtype)
+        options |= dict(scale_shift_norm=self.scale_shift_norm, skip_rescale=self.skip_rescale)
+        halve, double, blur, padding = RESAMPLING[self.resampling]
+        embed = {"sinusoidal": sinusoidal_embedding, "fourier": partial(fourier_embedding, scale=self.fourier_scale)}
         image_channels = x.shape[-1]
 
-        embedding = sinusoidal_embedding(time, self.channels).astype(dtype)
+        embedding = embed[self.time_embedding](time, self.channels).astype(dtype)
         embedding = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=fan_average)(embedding)
         embedding = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=fan_average)(nn.silu(embedding))
 
@@ -97,23 +133,29 @@ class UNet(nn.Module):
                     f"Attention on {h.shape[-1]} channels cannot be divided into network.heads={self.heads} heads or, "
                     f"where it is not 0, heads of network.head_channels={self.head_channels} channels."
                 )
-            return SelfAttention(heads, self.groups, dtype)(h)
+            return SelfAttention(heads, self.groups, dtype, self.skip_rescale)(h)
+
+        def strided(h, channels):
+            return nn.Conv(channels, (3, 3), strides=2, padding=padding, dtype=dtype, kernel_init=fan_average)(blur(h))
 
         def down(h):
             if self.residual_resample:
-                return block(h, h.shape[-1], resample=halve)
-            return nn.Conv(h.shape[-1], (3, 3), strides=2, dtype=dtype, kernel_init=fan_average)(h)
+                return block(h, h.shape[-1], resample=halve, projection=self.resample_projection)
+            return strided(h, h.shape[-1])
 
         def up(h):
             if self.residual_resample:
-                return block(h, h.shape[-1], resample=double)
+                return block(h, h.shape[-1], resample=double, projection=self.resample_projection)
             return nn.Conv(h.shape[-1], (3, 3), dtype=dtype, kernel_init=fan_average)(double(h))
 
-        h = nn.Conv(self.channels, (3, 3), dtype=dtype, kernel_init=fan_average)(x.astype(dtype))
+        image = x.astype(dtype)
+        h = nn.Conv(self.channels, (3, 3), dtype=dtype, kernel_init=fan_average)(image)
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             if level > 0:
                 h = down(h)
+                if self.progressive_input:
+                    h = image = residual_sum(strided(image, h.shape[-1]), h, self.skip_rescale)
                 skips.append(h)
             for _ in range(self.blocks):
                 h = block(h, self.channels * multiplier)
@@ -126,25 +168,15 @@ class UNet(nn.Module):
         h = block(h, h.shape[-1])
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            for _ in range(self.blocks + 1):
+            for i in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.channels * multiplier)
-                if h.shape[1] in self.attention:
+                if h.shape[1] in self.attention and (i == self.blocks or not self.single_up_attention):
                     h = attend(h)
             if level > 0:
                 h = up(h)
 
         h = nn.silu(group_norm(h.shape[-1], self.groups, dtype)(h))
         return nn.Conv(image_channels, (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """The means of 2x2 pixels."""
-    return nn.avg_pool(x, (2, 2), strides=(2, 2))
-
-
-def double(x: jax.Array) -> jax.Array:
-    """Each pixel four times."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def check_image_size(size: tuple[int, int], levels: int) -> None:
