@@ -73,7 +73,7 @@ KEYS: dict[str, Key] = {
     "network.time_embedding": Key("sinusoidal", "unet: of time; fourier: for log sigma (ve, edm)", ("sinusoidal", "fourier")),
     "network.fourier_scale": Key(16.0, "unet: standard deviation of the Fourier features' frequencies", POSITIVE),
     "network.skip_rescale": Key(False, "unet: residual sums divided by the square root of 2"),
-    "network.resampling": Key("box", "unet: how images are halved and doubled: by averages or the filter 1, 3, 3, 1", RESAMPLING),
+    "network.resampling": Key("box", "unet: images are halved and doubled by averages or the filter 1, 3, 3, 1", RESAMPLING),
     "network.resample_projection": Key(False, "unet: residual blocks between levels project their input (1x1 convolution)"),
     "network.progressive_input": Key(False, "unet: the image is halved too, and added to the features of every level"),
     "network.single_up_attention": Key(False, "unet: on the way up, attention after a level's last block only"),

@@ -28,7 +28,8 @@ def cifar_ddpm() -> ConfigDict:
 
 def ddpmpp(config: ConfigDict) -> None:
     """The U-Net's options that make it DDPM++, of 4 blocks per level (8: "deep") (Song et al. 2021, score SDE, appendix H)."""
-    config.network.update(blocks=4, skip_rescale=True, residual_resample=True, resample_projection=True, single_up_attention=True)
+    config.network.update(blocks=4, skip_rescale=True, single_up_attention=True)
+    config.network.update(residual_resample=True, resample_projection=True)
 
 
 def ncsnpp(config: ConfigDict) -> None:

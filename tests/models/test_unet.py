@@ -8,9 +8,14 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import dropout, group_norm, sinusoidal_embedding
-from ddpm_jax.models.unet import UNet, check_image_size, double, halve
+from ddpm_jax.models.unet import UNet, check_image_size
 
 TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, groups=4, dropout=0.0, dtype="float32")
+NCSNPP = TINY | dict(
+    skip_rescale=True, residual_resample=True, resample_projection=True, single_up_attention=True, time_embedding="fourier",
+    fourier_scale=0.2, resampling="fir", progressive_input=True,
+)  # fmt: skip
+both = pytest.mark.parametrize("options", [TINY, NCSNPP], ids=["plain", "NCSN++"])
 
 
 def init(network, shape):
@@ -56,9 +61,10 @@ def test_a_size_that_does_not_fit_names_those_that_do():
     check_image_size((28, 24), 3)
 
 
-def test_each_example_is_on_its_own():
+@both
+def test_each_example_is_on_its_own(options):
     """No normalisation or attention crosses the batch, and time reaches each example as its own."""
-    network = UNet(**TINY)
+    network = UNet(**options)
     params = perturbed(init(network, (8, 8, 1)))
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     time = jnp.array([1.0, 50.0, 900.0])
@@ -81,8 +87,9 @@ def test_attention_mixes_distant_pixels():
     assert change[-1, -1] > 0
 
 
-def test_bfloat16_computes_and_float32_stays():
-    exact, half = UNet(**TINY), UNet(**TINY | dict(dtype="bfloat16"))
+@both
+def test_bfloat16_computes_and_float32_stays(options):
+    exact, half = UNet(**options), UNet(**options | dict(dtype="bfloat16"))
     params = perturbed(init(exact, (8, 8, 1)))
     chex.assert_trees_all_equal_shapes_and_dtypes(params, jax.eval_shape(lambda: init(half, (8, 8, 1))))
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
@@ -167,13 +174,6 @@ def test_adm_options_act():
     networks = [UNet(**TINY | change) for change in changes]
     shapes = [jax.tree.map(jnp.shape, jax.eval_shape(partial(init, network, (8, 8, 3)))) for network in networks]
     assert all(a != b for i, a in enumerate(shapes) for b in shapes[:i])
-
-
-def test_resampling():
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    chex.assert_trees_all_equal(halve(x)[0, :, :, 0], jnp.array([[2.5, 4.5], [10.5, 12.5]]))
-    chex.assert_trees_all_equal(double(x), jax.image.resize(x, (1, 8, 8, 1), "nearest"))
-    chex.assert_trees_all_equal(halve(double(x)), x)
 
 
 def test_attention_where_there_is_no_such_map_is_refused():
