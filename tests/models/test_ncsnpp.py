@@ -13,6 +13,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.layers import SelfAttention, fourier_embedding
 from ddpm_jax.models.unet import ResidualBlock, UNet
+from ddpm_jax.training.optimizers import OPTIMIZERS
 
 TINY = dict(channels=4, multipliers=(1, 2, 3), blocks=1, attention=(4,), heads=1, groups=2, dropout=0.0, dtype="float32")
 
@@ -94,6 +95,18 @@ def test_variants_train_cifar10_with_the_networks_of_their_papers(name, blocks, 
     count = size(shapes(construct(NETWORKS, config.network), (32, 32, 3)))
     assert count == expected_size(multipliers, blocks, ncsnpp)
     assert round(count / 1e6, 1) == millions
+
+
+def test_ve_trains_cifar10_as_if_on_half_the_sum_of_squared_errors():
+    """Of 3072 values: the updates of the mean's gradients are those that the paper's optimizer makes of 1536 times them."""
+    config = variants.apply(presets.cifar_ddpm(), "ve", presets.CIFAR_PUBLISHED)
+    ours, theirs = (construct(OPTIMIZERS, section) for section in (config.optim, presets.cifar_ddpm().optim))
+    state, their_state = ours.init(jnp.zeros(3)), theirs.init(jnp.zeros(3))
+    for size in (1e-8, 1e-5, 1e-2):  # below the clipping norms and above
+        gradient = size * jnp.array([1.0, -2.0, 0.5])
+        update, state = ours.update(gradient, state)
+        their_update, their_state = theirs.update(1536 * gradient, their_state)
+        np.testing.assert_allclose(update, their_update, rtol=1e-4)
 
 
 def test_ncsnpp_with_the_widths_of_edm():
