@@ -83,11 +83,13 @@ def encode(
 
     times: [N], increasing, from a time with sigma > 0. x [B, ...]: the states at times[0]; an image may stand for one where
     times[0] is small. DDIM inversion (Song et al. 2021, DDIM, section 4.3) with `ddim`, the probability-flow ODE with the
-    others. `sample(..., times[::-1], x=encoded, last="stop")` decodes, up to the error of the steps. Raises ValueError for a sampler
-    that draws noise and for a grid that does not increase within (0, t_max].
+    others. `sample(..., times[::-1], x=encoded, last="stop")` decodes, up to the error of the steps. Raises ValueError for a
+    sampler that draws noise and for a grid that does not increase within (0, t_max].
     """
     if concrete(sampler.noise_free) and not sampler.noise_free:
-        raise ValueError("an encoder draws no noise, and this sampler does: take one of the probability-flow ODE, or ddim, eta = 0")
+        raise ValueError(
+            "this sampler draws noise, and an encoder must not: take one of the probability-flow ODE, or ddim, eta = 0"
+        )
     _check_frames(times, frames)
     if concrete(process, times):
         with jax.ensure_compile_time_eval():
@@ -96,8 +98,7 @@ def encode(
                 raise ValueError(f"times must be a strictly increasing vector of at least one entry, found {grid}")
             if not grid[-1] <= float(process.t_max) or process.sigma(times[0]) == 0:
                 raise ValueError(f"times must lie in (0, t_max = {float(process.t_max):.9g}], found {grid[0]} to {grid[-1]}")
-            if sampler.needs_alpha and process.alpha(times[-1]) == 0:
-                raise ValueError(f"{sampler.needs_alpha}, and alpha({grid[-1]:g}) = 0: end earlier, or take another sampler")
+            _check_ends(sampler, process, times[-1], times[0])
     zeros = jnp.zeros_like(x)
     x, _, evaluations, film = _run(sampler, denoise, process, times, x, lambda i, j: zeros, frames)  # noqa: ARG005
     return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
@@ -156,10 +157,18 @@ def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frame
             raise ValueError(f"times must lie in [0, t_max = {t_max:.9g}], found {grid[0]} to {grid[-1]}")
         if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
             raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
-        if sampler.needs_alpha and process.alpha(times[0]) == 0:
-            raise ValueError(f"{sampler.needs_alpha}, and alpha({grid[0]:g}) = 0: start later, or take another sampler")
+        _check_ends(sampler, process, times[0], times[-1])
 
 
 def _check_frames(times, frames):
     if frames and not 2 <= frames <= len(times):
         raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
+
+
+def _check_ends(sampler, process, latest, earliest):
+    if sampler.needs_alpha and process.alpha(latest) == 0:
+        raise ValueError(f"{sampler.needs_alpha}, and alpha({float(latest):g}) = 0: take a grid without it, or another sampler")
+    if sampler.needs_sigma and process.sigma(earliest) == 0:
+        raise ValueError(
+            f"{sampler.needs_sigma}, and sigma({float(earliest):g}) = 0: take a grid without it, or another sampler"
+        )

@@ -17,9 +17,17 @@ from ddpm_jax.diffusion.samplers.dpm_solver import (
     dpmpp_3m,
     sde_dpmpp_2m,
 )
-from ddpm_jax.diffusion.samplers.flow import churned, euler, heun
+from ddpm_jax.diffusion.samplers.flow import adaptive_ode, churned, euler, heun
 from ddpm_jax.diffusion.samplers.multistep import deis, plms, pndm, unipc
-from ddpm_jax.diffusion.samplers.sde import annealed_langevin, corrected, euler_maruyama, predictor_corrector, reverse_diffusion
+from ddpm_jax.diffusion.samplers.sde import (
+    NORMS,
+    PREDICTORS,
+    annealed_langevin,
+    corrected,
+    euler_maruyama,
+    predictor_corrector,
+    reverse_diffusion,
+)
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": ancestral,
@@ -40,5 +48,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "plms": plms,
     "pndm": pndm,
     "deis": deis,
+    "adaptive_ode": adaptive_ode,
 }
-__all__ = ["At", "Sampler", "churned", "corrected", "meter", "repeat", *SAMPLERS, "SAMPLERS"]
+__all__ = ["NORMS", "PREDICTORS", "At", "Sampler", "churned", "corrected", "meter", "repeat", *SAMPLERS, "SAMPLERS"]

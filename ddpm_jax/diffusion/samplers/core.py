@@ -30,8 +30,8 @@ class Sampler:
     """init(x) -> memory; step(denoise, process, x, memory, at) -> (x, mean, memory), `mean` without the last noise of the step.
 
     All are `Partial`s, so a sampler is a pytree and its knobs are traced. start: the step of the first `starts` transitions,
-    where these cost more or less than the others. noise_free: whether it draws no noise, so that it can encode (an array: it may
-    depend on a knob). needs_alpha: why it cannot start where alpha = 0, or "".
+    where these cost more than the others. noise_free: whether it draws no noise, so that it can encode; an array where a knob
+    decides. needs_alpha, needs_sigma: why it cannot start where alpha = 0, or end where sigma = 0, or "".
     """
 
     init: Callable
@@ -40,6 +40,7 @@ class Sampler:
     start: Callable | None = None
     starts: int = dataclasses.field(metadata={"static": True}, default=0)
     needs_alpha: str = dataclasses.field(metadata={"static": True}, default="")
+    needs_sigma: str = dataclasses.field(metadata={"static": True}, default="")
 
     def phases(self, n: int) -> tuple[tuple[Callable, int, int], ...]:
         """(step, first, end): which step makes the transitions first .. end - 1 of n."""
@@ -103,18 +104,19 @@ def time_at(process, half_log_snr):
 
 # ------------------------------------------------------------- exponential integrators, in lambda = log(alpha / sigma)
 #
-# With h = lambda_s - lambda_t, the probability-flow ODE between t and s is, exactly (Lu et al. 2022a, prop. 3.1; 2022b, prop. 4.1),
+# With h = lambda_s - lambda_t and u from 0 at t to 1 at s, the probability-flow ODE is, exactly,
 #
-#     x_s = alpha_s / alpha_t x - sigma_s h int_0^1 e^{h (1 - u)} eps(u) du = sigma_s / sigma_t x + alpha_s h int_0^1 e^{-h (1 - u)} x0(u) du,
+#     x_s = alpha_s / alpha_t x - sigma_s h int_0^1 e^{h (1 - u)} eps(u) du     (Lu et al. 2022a, prop. 3.1)
+#         = sigma_s / sigma_t x + alpha_s h int_0^1 e^{-h (1 - u)} x0(u) du     (Lu et al. 2022b, prop. 4.1),
 #
 # and a method is a polynomial in u in place of eps or x0.
 
 
 def phi(k: int, z: jax.Array) -> jax.Array:
-    """int_0^1 e^{(1 - u) z} u^{k-1} / (k - 1)! du for k >= 1, e^z for k = 0: by its series where |z| < 1, else by recurrence."""
+    """int_0^1 e^{(1 - u) z} u^{k-1} / (k - 1)! du for k >= 1: where |z| < 1 by its series, else by recurrence from e^z."""
     small = jnp.abs(z) < 1
     near = jnp.where(small, z, 0.0)
-    series = sum(near**n / math.factorial(n + k) for n in range(17))
+    series = sum(near**n * (1 / math.factorial(n + k)) for n in range(17))
     far = jnp.where(small, 1.0, z)
     value = jnp.exp(far)
     for order in range(k):
@@ -164,7 +166,7 @@ def no_history(length, x):
 def remember(history, value, place):
     """The history with its oldest entry gone and this one before the others."""
     values, places = history
-    return jnp.concatenate([value[None], values[:-1]]), jnp.concatenate([jnp.reshape(place, 1).astype(places.dtype), places[:-1]])
+    return tuple(jnp.concatenate([new[None], old[:-1]]) for new, old in ((value, values), (place, places)))
 
 
 def by_order(order, methods, *args):

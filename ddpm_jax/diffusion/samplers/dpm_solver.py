@@ -67,8 +67,8 @@ def _dpm_solver_3_step(denoise, process, x, memory, at):
 def dpm_solver_3() -> Sampler:
     """DPM-Solver-3, single step (Lu et al. 2022a, algorithm 2, r = 1/3 and 2/3).
 
-    eps is taken as a line in lambda: from t through 1/3 of the way up to 2/3, from t through 2/3 up to s. Order 3. Evaluations per
-    step: 3.
+    eps is taken as a line in lambda: from t through 1/3 of the way up to 2/3, from t through 2/3 up to s. Order 3. Evaluations
+    per step: 3.
     """
     return Sampler(Partial(no_memory), Partial(_dpm_solver_3_step), noise_free=True, needs_alpha=IN_LOG_SNR)
 
@@ -175,8 +175,8 @@ def _dpmpp_3m_start(denoise, process, x, memory, at):
 def dpmpp_3m(*, published: bool = False) -> Sampler:
     """DPM-Solver++(3M) (Lu et al. 2022b, appendix; their code): the parabola through x0 of the last three steps, in lambda.
 
-    Started with a step of 2S, so that it is of order 3; a step to sigma = 0 is of first order. published: as in their code, with
-    half the square term, started with DDIM and 2M: of order 2. Evaluations per step: 1, and 1 more at the first unless published.
+    Started with a step of 2S, so that it is of order 3. published: as in their code, with half the square term, started with
+    DDIM and 2M, so of order 2. Evaluations per step: 1, and 1 more at the first unless published.
     """
     history, step = Partial(no_history, Static(2)), Partial(_dpmpp_3m_step, Static(published))
     if published:

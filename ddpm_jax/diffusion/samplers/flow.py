@@ -1,10 +1,11 @@
-"""Samplers of the probability-flow ODE, equation (7) of `process`, in the time of the process; churn."""
+"""Samplers of the probability-flow ODE, equation (7) of `process`, without memory; churn."""
 
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion.process import derivative, transition
-from ddpm_jax.diffusion.samplers.core import Sampler, half_log_snr, no_memory, time_at
+from ddpm_jax.diffusion import adaptive, probability_flow
+from ddpm_jax.diffusion.process import derivative, expand, transition
+from ddpm_jax.diffusion.samplers.core import Sampler, Static, half_log_snr, no_memory, time_at
 
 
 def _euler_step(denoise, process, x, memory, at):
@@ -62,9 +63,7 @@ def _churned_step(inner, s_churn, s_min, s_max, s_noise, denoise, process, x, me
     return inner(denoise, process, x, memory, at._replace(t=raised, noise=lambda j: at.noise(j + 1)))
 
 
-def churned(
-    sampler: Sampler, s_churn: float, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0
-) -> Sampler:
+def churned(sampler: Sampler, s_churn: float, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0) -> Sampler:
     """Each step of a sampler without memory from a time raised from t by fresh noise (Karras et al. 2022, algorithm 2).
 
     z = sigma / alpha goes to (1 + gamma) z, gamma = min(s_churn / n, sqrt 2 - 1) where s_min <= z <= s_max and else 0, of n
@@ -77,4 +76,41 @@ def churned(
         Partial(_churned_step, sampler.step, *knobs),
         noise_free=False,
         needs_alpha="churn raises sigma / alpha, which is infinite where alpha = 0",
+    )
+
+
+def _adaptive_step(rtol, atol, max_evaluations, denoise, process, x, memory, at):  # noqa: ARG001 - it evaluates in a loop
+    def solve(denoise):
+        costs = []
+
+        def field(u, w, _):
+            def costed(x, t):
+                prediction = denoise(x, t)
+                costs.append(prediction.evaluations)
+                return prediction
+
+            return probability_flow.slope(costed, process, w[None], probability_flow.time(process, u))[0]
+
+        ends = probability_flow.position(process, at.t), probability_flow.position(process, at.s)
+        start = x / probability_flow.scale(process, at.t)
+        solved = adaptive.solve(field, start, *ends, rtol=rtol, atol=atol, max_evaluations=max_evaluations.value)
+        reached = jnp.where(expand(solved.reached, x), solved.x, jnp.nan)
+        return probability_flow.scale(process, at.s) * reached, costs[0] * solved.evaluations.max()
+
+    x = at.apart(solve)
+    return x, x, memory
+
+
+def adaptive_ode(*, rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int = 10_000) -> Sampler:
+    """The probability-flow ODE from t to s to a tolerance, by Dormand and Prince's pair with steps of each sample's own.
+
+    As Song et al. 2021 (score SDE), section 4.3, in the coordinates of `probability_flow`; needs diffrax. Every transition of
+    the grid is solved anew, so a grid of two points is enough. A sample that would take more than max_evaluations for one is
+    nan. Evaluations: those of the sample of the batch that takes the most.
+    """
+    return Sampler(
+        Partial(no_memory),
+        Partial(_adaptive_step, jnp.asarray(rtol, float), jnp.asarray(atol, float), Static(max_evaluations)),
+        noise_free=True,
+        needs_sigma="log-SNR has no end where sigma = 0",
     )

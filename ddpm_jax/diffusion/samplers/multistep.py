@@ -56,7 +56,7 @@ def _deis_start(denoise, process, x, memory, at):
     return x, x, remember(memory, eps, half_t)
 
 
-def deis(*, order: int = 3, published: bool = False) -> Sampler:
+def deis(*, order: int = 2, published: bool = False) -> Sampler:
     """Exponential Adams-Bashforth in lambda = log(alpha / sigma): the polynomial through the eps of the last `order` steps.
 
     DEIS (Zhang & Chen 2023, section 3.3) with polynomials in log(sigma / alpha); order 1 is DDIM. Order 3 starts with a step of
@@ -72,7 +72,13 @@ def deis(*, order: int = 3, published: bool = False) -> Sampler:
 
 # ------------------------------------------------------------- pseudo numerical methods
 
-ADAMS_BASHFORTH = ((1.0, 0.0, 0.0, 0.0), (1.5, -0.5, 0.0, 0.0), (23 / 12, -16 / 12, 5 / 12, 0.0), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+# Weights of the newest eps and those before it, where none, one, two or three are remembered.
+ADAMS_BASHFORTH = (
+    (1, 0, 0, 0),
+    (3 / 2, -1 / 2, 0, 0),
+    (23 / 12, -16 / 12, 5 / 12, 0),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 
 def _plms_step(denoise, process, x, memory, at):
@@ -95,9 +101,9 @@ def _plms_start(denoise, process, x, memory, at):
 def plms() -> Sampler:
     """PLMS: x / alpha moves by a mean of the last four eps times the change of sigma / alpha (Liu et al. 2022, eq. 11, 12).
 
-    The weights of Adams and Bashforth, 55, -59, 37, -9 in 24, are right for even steps in the variable of integration; in
-    sigma / alpha they are not, so the order is 2. The first step is Heun's, the next two have 2 and 3 terms (Rombach et al. 2022,
-    code). Evaluations per step: 1, at the first 2.
+    The weights of Adams and Bashforth are right for even steps in the variable of integration, which steps in sigma / alpha
+    are not, so the order is 2. The first step is Heun's, the next two have 2 and 3 terms (Rombach et al. 2022, code).
+    Evaluations per step: 1, at the first 2.
     """
     history = Partial(no_history, Static(3))
     return Sampler(history, Partial(_plms_step), noise_free=True, start=Partial(_plms_start), starts=1, needs_alpha=ON_RATIO)
@@ -148,7 +154,7 @@ def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
         if not known:
             return moved
         if len(known) == 1:  # one slope with the weight 1/2 of their B(h) = e^-h - 1, in place of that of its integral
-            (node, value), = known
+            ((node, value),) = known
             return moved - alpha * jnp.expm1(-h) * 0.5 * (value - values[0]) / node
         nodes, known_values = zip(*known, strict=True)
         c = newton((0.0, *nodes), (values[0], *known_values))
@@ -174,12 +180,12 @@ def _unipc_memory(order, x):
 
 
 def unipc(*, order: int = 2, corrector: bool = True) -> Sampler:
-    """UniPC (Zhao et al. 2023, algorithms 5 and 6, on x0, with B(h) = e^-h - 1), of order + 1; without the corrector UniP-order.
+    """UniPC (Zhao et al. 2023, algorithms 5 and 6, on x0, with B(h) = e^-h - 1); without the corrector UniP.
 
-    The prediction at s, once made, first corrects the step that led there. Orders 2 and 1 of predictor and corrector weigh their
-    one difference by B / 2, higher ones solve for the weights, which is to integrate the polynomial through all values. It
-    starts with its lower orders, which holds UniPC-3 to order 3. The state at the end is not corrected. ValueError for other
-    orders than 1, 2, 3. Evaluations per step: 1.
+    The prediction at s, once made, first corrects the step that led there; the state at the end is not corrected. A predictor
+    of order 2 and a corrector of order 1 weigh their one difference by B / 2; higher ones solve for the weights, which is to
+    integrate the polynomial through all values. It starts with its lower orders. Its order is 2, 3, 3 for order = 1, 2, 3, that
+    of UniP 1, 2, 2. ValueError for another. Evaluations per step: 1.
     """
     _check_order(order)
     return Sampler(

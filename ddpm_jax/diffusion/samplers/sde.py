@@ -72,9 +72,10 @@ def corrected(predictor: Sampler, *, snr: float, corrector_steps: int = 1, norms
     """A sampler with steps of Langevin dynamics at time t before each of its steps: predictor-corrector.
 
     Song et al. 2021 (score SDE), algorithms 1, 4 and 5, in the order of their code: x + e score + sqrt(2 e) z with
-    e = 2 (snr |z| / |score|)^2. norms: of each sample on its own; or "batch", their mean over the batch as published, with which a
-    sample depends on its batch and its device. The factor 1 - beta that they give e on tables is left out. ValueError for other
-    norms. Evaluations per step: corrector_steps more than the predictor's.
+    e = 2 (snr |z| / |score|)^2. norms: "sample", of each on its own; "batch", their mean over the batch as published, so that
+    a sample depends on its batch and device. The factor 1 - beta that they give e on tables is left out. Bias: in many
+    dimensions a long correction ends at 1 / (1 - snr^2) of the variance. ValueError for other norms. Evaluations per step:
+    corrector_steps more than the predictor's.
     """
     if norms not in NORMS:
         raise ValueError(f"norms must be one of {', '.join(NORMS)}, found {norms!r}")
@@ -130,13 +131,13 @@ def _annealed_start(rate, langevin_steps, denoise, process, x, memory, at):
 
 
 def annealed_langevin(*, langevin_steps: int = 5, rate: float = 0.062) -> Sampler:
-    """On every level of the grid n = langevin_steps of y + rate z^2 grad log p(y) + sqrt(2 rate) z noise; y = x / alpha and
+    """On every level of the grid n = langevin_steps of y + rate z^2 grad log p(y) + sqrt(2 rate) z noise; y = x / alpha,
     z = sigma / alpha. From level to level y is handed on as it is (Song & Ermon 2019, algorithm 1; 2020, algorithm 3).
 
     rate: their step size in units of the noise's variance: e / (2 sigma_L^2) = 0.1 of NCSN (e = 2e-5, sigma_L = 0.01, n = 100),
-    e / sigma_L^2 = 0.062 of NCSNv2 (6.2e-6, 0.01, n = 5), whose last denoising is `last="denoise"`; for "mean" it is "stop".
+    e / sigma_L^2 = 0.062 of NCSNv2 (6.2e-6, 0.01, n = 5), whose last denoising is `last="denoise"`; "mean" is "stop".
     Bias: where the data are narrow against z, the variance on a level tends to 1 / (1 - rate / 2) of the true one, and
-    (1 - rate)^2n of a wider level's excess remains. ValueError for langevin_steps < 1. Evaluations per step: n, at the first 2 n.
+    (1 - rate)^2n of a wider level's excess remains. ValueError for langevin_steps < 1. Evaluations per step: n, first 2n.
     """
     if langevin_steps < 1:
         raise ValueError(f"langevin_steps must be at least 1, found {langevin_steps}")
