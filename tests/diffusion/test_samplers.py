@@ -91,7 +91,7 @@ def propagated_at_once(sampler, data, process, times, mean, covariance):
 
 
 def propagated(sampler, data, process, times):
-    """Exact moments at times[-1] of a sampler that starts from p_{times[0]}; where steps are alike one by one, to compile one."""
+    """Exact moments at times[-1] of a sampler that starts from p_{times[0]}; by single steps where they are alike."""
     reached = moments(data, process, times[0])
     alike = not jax.tree.leaves(sampler.init(jnp.zeros((1, 2)))) and sampler.step.func is not churned_step
     for pair in zip(times[:-1], times[1:], strict=True) if alike else (times,):
