@@ -8,7 +8,6 @@ import pytest
 
 from ddpm_jax.diffusion import oracle
 from ddpm_jax.diffusion.grids import GRIDS
-from ddpm_jax.diffusion.predictions import Prediction
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import (
@@ -72,16 +71,9 @@ def test_the_adaptive_sampler_is_the_flow_down_and_up(name, x64):  # noqa: ARG00
     chex.assert_trees_all_close(loose.x, exact[-1], atol=2e-2)
 
 
-def test_the_adaptive_sampler_counts_a_guided_denoiser_twice_and_says_where_it_gave_up():
+def test_the_adaptive_sampler_says_where_it_gave_up_or_cannot_go():
     process = PROCESSES["vp"]()
-    denoise = oracle.denoiser(world(), process)
-
-    def twice(x, t):
-        return Prediction(*denoise(x, t)[:2], 2)
-
-    times = jnp.array([1.0, 0.01])
-    once, doubled = (sample(adaptive_ode(), d, process, times, KEYS, (2,), last="stop") for d in (denoise, twice))
-    assert doubled.evaluations == 2 * once.evaluations > 0
+    denoise, times = oracle.denoiser(world(), process), jnp.array([1.0, 0.01])
     short = sample(adaptive_ode(max_evaluations=13), denoise, process, times, KEYS, (2,), last="stop")
     assert jnp.isnan(short.x).all()
     table = PROCESSES["linear"]()

@@ -23,7 +23,7 @@ def ancestral(*, variance: str = "large") -> Sampler:
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, found {variance!r}")
-    return Sampler(Partial(no_memory), Partial(_ancestral_step, Partial(VARIANCES[variance])), noise_free=False)
+    return Sampler(Partial(no_memory), Partial(_ancestral_step, Partial(VARIANCES[variance])))
 
 
 def _ddim_step(eta, denoise, process, x, memory, at):

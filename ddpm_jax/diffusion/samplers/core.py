@@ -36,7 +36,7 @@ class Sampler:
 
     init: Callable
     step: Callable
-    noise_free: bool | jax.Array
+    noise_free: bool | jax.Array = False
     start: Callable | None = None
     starts: int = dataclasses.field(metadata={"static": True}, default=0)
     needs_alpha: str = dataclasses.field(metadata={"static": True}, default="")

@@ -138,7 +138,7 @@ def sde_dpmpp_2m() -> Sampler:
     x_s = sigma_s / sigma_t e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z, with D of `dpmpp_2m`; with D = x0 it
     would be the ancestral step with the small variance. Evaluations per step: 1.
     """
-    return Sampler(Partial(no_history, Static(1)), Partial(_sde_dpmpp_2m_step), noise_free=False)
+    return Sampler(Partial(no_history, Static(1)), Partial(_sde_dpmpp_2m_step))
 
 
 def _dpmpp_3m_step(published, denoise, process, x, memory, at):

@@ -74,7 +74,6 @@ def churned(sampler: Sampler, s_churn: float, s_min: float = 0.0, s_max: float =
     return Sampler(
         sampler.init,
         Partial(_churned_step, sampler.step, *knobs),
-        noise_free=False,
         needs_alpha="churn raises sigma / alpha, which is infinite where alpha = 0",
     )
 

@@ -26,7 +26,6 @@ def euler_maruyama() -> Sampler:
     return Sampler(
         Partial(no_memory),
         Partial(_euler_maruyama_step),
-        noise_free=False,
         needs_alpha="the drift of its SDE is infinite where alpha = 0",
     )
 
@@ -43,7 +42,7 @@ def reverse_diffusion() -> Sampler:
     The reverse of the forward chain discretised in the same way (Song et al. 2021, score SDE, eq. 46); on a full table a is
     sqrt(1 - beta) and b^2 is beta, on VE a is 1 and b^2 the difference of variances. Evaluations per step: 1.
     """
-    return Sampler(Partial(no_memory), Partial(_reverse_diffusion_step), noise_free=False)
+    return Sampler(Partial(no_memory), Partial(_reverse_diffusion_step))
 
 
 def _sample_norms(x):
@@ -84,7 +83,7 @@ def corrected(predictor: Sampler, *, snr: float, corrector_steps: int = 1, norms
         return step and Partial(_corrected_step, step, Partial(NORMS[norms]), jnp.asarray(snr, float), Static(corrector_steps))
 
     step, start = with_corrector(predictor.step), with_corrector(predictor.start)
-    return dataclasses.replace(predictor, step=step, start=start, noise_free=False)
+    return dataclasses.replace(predictor, step=step, start=start)
 
 
 PREDICTORS = {
@@ -145,7 +144,6 @@ def annealed_langevin(*, langevin_steps: int = 5, rate: float = 0.062) -> Sample
     return Sampler(
         Partial(no_memory),
         Partial(_annealed_step, *knobs),
-        noise_free=False,
         start=Partial(_annealed_start, *knobs),
         starts=1,
         needs_alpha="it acts on x / alpha",
