@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import LASTS
-from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.diffusion.samplers import NORMS, PREDICTORS, SAMPLERS
 from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
@@ -134,6 +134,22 @@ KEYS: dict[str, Key] = {
     "sampler.times": Key((1.0,), "explicit: the times themselves", NOT_NEGATIVE),
     "sampler.variance": Key("large", "ancestral: variance of the reverse step", FIXED_VARIANCES),
     "sampler.eta": Key(0.0, "ddim: share of fresh noise", FRACTION),
+    "sampler.s_churn": Key(0.0, "euler, heun: noise added anew, over all steps (Karras et al. 2022); 0: none", NOT_NEGATIVE),
+    "sampler.s_min": Key(0.0, "euler, heun: least sigma / alpha at which it is added", NOT_NEGATIVE),
+    "sampler.s_max": Key(1e9, "euler, heun: greatest", POSITIVE),
+    "sampler.s_noise": Key(1.0, "euler, heun: its standard deviation", POSITIVE),
+    "sampler.predictor": Key("reverse_diffusion", "predictor_corrector: the sampler that is corrected", PREDICTORS),
+    "sampler.corrector_steps": Key(1, "predictor_corrector: Langevin steps before each of its steps", POSITIVE),
+    "sampler.snr": Key(0.16, "predictor_corrector: their size, as a share of noise to score", POSITIVE),
+    "sampler.norms": Key("sample", "predictor_corrector: norms of each sample, or their mean over the batch", NORMS),
+    "sampler.langevin_steps": Key(5, "annealed_langevin: steps per level", POSITIVE),
+    "sampler.rate": Key(0.062, "annealed_langevin: their size in units of the noise's variance", POSITIVE),
+    "sampler.order": Key(2, "unipc, deis: 1, 2 or 3", (lambda value: value in (1, 2, 3), "of 1, 2, 3")),
+    "sampler.corrector": Key(True, "unipc: whether the next prediction corrects a step"),
+    "sampler.published": Key(False, "dpmpp_3m, deis: as in the published code, of order 2"),
+    "sampler.rtol": Key(1e-5, "adaptive_ode: relative tolerance", POSITIVE),
+    "sampler.atol": Key(1e-5, "adaptive_ode: absolute tolerance", POSITIVE),
+    "sampler.max_evaluations": Key(10_000, "adaptive_ode: per transition", (lambda value: 7 <= value < 2**31, "at least 7")),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
     "sampler.num_samples": Key(64, "images", POSITIVE),
@@ -210,7 +226,8 @@ def validate(config: ConfigDict) -> None:
     if config.sampler.ema >= len(decays):
         raise UserError(
             f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
-            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays)) + "."
+            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays))
+            + "."
         )
 
 

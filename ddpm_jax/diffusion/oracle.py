@@ -16,6 +16,7 @@ Notation: component k of the data is N(m_k, U_k diag(l_k) U_k^T) with weight w_k
 N(alpha m_k, U_k diag(alpha^2 l_k + sigma^2) U_k^T). Arrays x are [B, ...] with D elements per example.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
-from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.process import Process, concrete
 from ddpm_jax.diffusion.samplers import At, Sampler
 
 
@@ -173,7 +174,7 @@ def propagate(
 
     mean, covariance: of the state at times[0]. Holds where every step is affine in the state, the sampler's memory and its
     normals, as it is with the denoiser of a Gaussian: then moments propagate as m' = f(m), C' = A C A^T + B B^T. The sampler
-    may draw up to `normals` normals per step; more is an IndexError.
+    may draw up to `normals` normals per step; more is an IndexError, or nan where a loop of its own draws them.
     """
 
     def begin(x):
@@ -181,21 +182,36 @@ def propagate(
 
     dimension, unravel = len(mean), begin(mean)[1]
 
-    def body(moments, inputs):
-        i, t, s = inputs
+    def body(step):
+        def moved(moments, inputs):
+            i, t, s = inputs
 
-        def step(state, noises):
-            x, memory = unravel(state)
-            x, _, memory = sampler.step(denoise, process, x, memory, At(t, s, i, len(times) - 1, noises.__getitem__))
-            return ravel_pytree((x, memory))[0]
+            def affine(state, noises):
+                x, memory = unravel(state)
+                noise = partial(jnp.take, noises, axis=0, mode="fill")  # nan where a loop draws too many
+                apart = lambda f: f(denoise)[0]  # noqa: E731
+                x, _, memory = step(denoise, process, x, memory, At(t, s, i, len(times) - 1, checked(noise), apart))
+                return ravel_pytree((x, memory))[0]
 
-        m, c = moments
-        zeros = (jnp.zeros((1, dimension)),) * normals
-        by_state, by_noise = jax.jacfwd(step, argnums=(0, 1))(m, zeros)
-        c = by_state @ c @ by_state.T + sum(b[:, 0] @ b[:, 0].T for b in by_noise)
-        return (step(m, zeros), c), None
+            m, c = moments
+            zeros = jnp.zeros((normals, 1, dimension))
+            by_state, by_noise = jax.jacfwd(affine, argnums=(0, 1))(m, zeros)
+            by_noise = by_noise.reshape(len(m), -1)
+            return (affine(m, zeros), by_state @ c @ by_state.T + by_noise @ by_noise.T), None
+
+        return moved
+
+    def checked(noise):
+        def draw(j):
+            if concrete(j) and j >= normals:
+                raise IndexError(f"the sampler draws more normals than normals = {normals}")
+            return noise(j)
+
+        return draw
 
     flat, by_x = begin(mean)[0], jax.jacfwd(lambda x: begin(x)[0])(mean)
-    steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
-    (m, c), _ = jax.lax.scan(body, (flat, by_x @ covariance @ by_x.T), steps)
+    moments = flat, by_x @ covariance @ by_x.T
+    for step, first, end in sampler.phases(len(times) - 1):
+        moments, _ = jax.lax.scan(body(step), moments, (jnp.arange(first, end), times[first:end], times[first + 1 : end + 1]))
+    m, c = moments
     return m[:dimension], c[:dimension, :dimension]

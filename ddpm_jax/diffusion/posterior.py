@@ -34,7 +34,7 @@ def large_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array 
     return process.sigma(t) ** 2 * one_minus_snr_ratio(process, t, s)
 
 
-def clipped_small_variance(process: Process, t: jax.Array, s: jax.Array) -> jax.Array:
+def clipped_small_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
     """`small_variance`, but where sigma_s = 0 that of the next pair up, (2t - s, t), so that it has a logarithm.
 
     On the full chain the posterior variance "clipped at the first step" of Ho et al. 2020 and Nichol & Dhariwal 2021. t at most
@@ -42,6 +42,11 @@ def clipped_small_variance(process: Process, t: jax.Array, s: jax.Array) -> jax.
     """
     first = process.sigma(s) == 0
     return small_variance(process, jnp.where(first, 2 * t - s, t), jnp.where(first, t, s))
+
+
+def clipped_large_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
+    """`large_variance`, but where sigma_s = 0 `clipped_small_variance`: "fixed large" of Ho et al. 2020's code."""
+    return jnp.where(process.sigma(s) == 0, clipped_small_variance(process, t, s), large_variance(process, t, s))
 
 
 def learned_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array) -> jax.Array:  # noqa: ARG001

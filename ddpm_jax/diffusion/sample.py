@@ -1,4 +1,4 @@
-"""The one scan that all fixed-grid samplers run in."""
+"""The one loop that all samplers run in, down to samples and up to their noise."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.predictions import Denoiser
 from ddpm_jax.diffusion.process import Process, concrete, prior_sample
-from ddpm_jax.diffusion.samplers import At, Sampler
+from ddpm_jax.diffusion.samplers import At, Sampler, meter
 
 LASTS = ("denoise", "mean", "stop")
 
@@ -58,7 +58,6 @@ def sample(
     check(sampler, process, times, last, frames)
     if x is not None and x.shape != (len(keys), *shape):
         raise ValueError(f"x must be of shape {[len(keys), *shape]}, one state per key, found {list(x.shape)}")
-    n = len(times) - 1
 
     def addressed(i, j):
         return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, i), j))(keys)
@@ -66,35 +65,70 @@ def sample(
     def normal(i, j):
         return jax.vmap(lambda key: jax.random.normal(key, shape))(addressed(i, j))
 
-    def body(carry, inputs):
-        x, _, memory, evaluations, film = carry
-        i, t, s = inputs
-        film = _record(film, stops, x, i)
-        spent = []
-
-        def counted(x, t):
-            prediction = denoise(x, t)
-            spent.append(prediction.evaluations)
-            return prediction
-
-        x, mean, memory = sampler.step(counted, process, x, memory, At(t, s, i, n, lambda j: normal(i + 1, j)))
-        if progress is not None:
-            every = max(1, n // 20)
-            jax.lax.cond((i + 1) % every == 0, lambda: jax.debug.callback(progress, i + 1), lambda: None)
-        return (x, mean, memory, evaluations + sum(spent), film), None
-
     if x is None:
         x = jax.vmap(lambda key: prior_sample(process, key, shape))(addressed(0, 0))
-    stops = np.rint(np.linspace(0, n, frames)).astype(int)  # the transitions before which a frame is taken; n: the end
-    film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
-    carry = (x, x, sampler.init(x), jnp.asarray(0), film)
-    (x, mean, _, evaluations, film), _ = jax.lax.scan(body, carry, (jnp.arange(n), times[:-1], times[1:]))
+    x, mean, evaluations, film = _run(sampler, denoise, process, times, x, normal, frames, progress)
     if last == "mean":
         x = mean
     elif last == "denoise":
         prediction = denoise(x, times[-1])
         x, evaluations = prediction.x0, evaluations + prediction.evaluations
     return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
+
+
+def encode(
+    sampler: Sampler, denoise: Denoiser, process: Process, times: jax.Array, x: jax.Array, *, frames: int = 0
+) -> Sampled:
+    """Runs a sampler that draws no noise up the grid, from a sample to the noise that it comes from.
+
+    times: [N], increasing, from a time with sigma > 0. x [B, ...]: the states at times[0]; an image may stand for one where
+    times[0] is small. DDIM inversion (Song et al. 2021, DDIM, section 4.3) with `ddim`, the probability-flow ODE with the
+    others. `sample(..., times[::-1], x=encoded, last="stop")` decodes, up to the error of the steps. Raises ValueError for a
+    sampler that draws noise and for a grid that does not increase within (0, t_max].
+    """
+    if concrete(sampler.noise_free) and not sampler.noise_free:
+        raise ValueError(
+            "this sampler draws noise, and an encoder must not: take one of the probability-flow ODE, or ddim, eta = 0"
+        )
+    _check_frames(times, frames)
+    if concrete(process, times):
+        with jax.ensure_compile_time_eval():
+            grid = np.asarray(times)
+            if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) > 0):
+                raise ValueError(f"times must be a strictly increasing vector of at least one entry, found {grid}")
+            if not grid[-1] <= float(process.t_max) or process.sigma(times[0]) == 0:
+                raise ValueError(f"times must lie in (0, t_max = {float(process.t_max):.9g}], found {grid[0]} to {grid[-1]}")
+            _check_ends(sampler, process, times[-1], times[0])
+    zeros = jnp.zeros_like(x)
+    x, _, evaluations, film = _run(sampler, denoise, process, times, x, lambda i, j: zeros, frames)  # noqa: ARG005
+    return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
+
+
+def _run(sampler, denoise, process, times, x, normal, frames, progress=None):
+    """(x, mean, evaluations, film) after all transitions. normal(i, j): the j-th noise of transition i - 1."""
+    n = len(times) - 1
+    stops = np.rint(np.linspace(0, n, frames)).astype(int)  # the transitions before which a frame is taken; n: the end
+
+    def through(step):
+        def body(carry, inputs):
+            x, _, memory, evaluations, film = carry
+            i, t, s = inputs
+            film = _record(film, stops, x, i)
+            counted, apart, spent = meter(denoise)
+            x, mean, memory = step(counted, process, x, memory, At(t, s, i, n, lambda j: normal(i + 1, j), apart))
+            if progress is not None:
+                every = max(1, n // 20)
+                jax.lax.cond((i + 1) % every == 0, lambda: jax.debug.callback(progress, i + 1), lambda: None)
+            return (x, mean, memory, evaluations + spent(), film), None
+
+        return body
+
+    film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
+    carry = (x, x, sampler.init(x), jnp.asarray(0), film)
+    for step, first, end in sampler.phases(n):
+        carry, _ = jax.lax.scan(through(step), carry, (jnp.arange(first, end), times[first:end], times[first + 1 : end + 1]))
+    x, mean, _, evaluations, film = carry
+    return x, mean, evaluations, film
 
 
 def _record(film, stops, x, i):
@@ -110,8 +144,7 @@ def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frame
     """ValueError where `sample` cannot run down these times; what is traced is not looked at."""
     if last not in LASTS:
         raise ValueError(f"last must be one of {', '.join(LASTS)}, found {last!r}")
-    if frames and not 2 <= frames <= len(times):
-        raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
+    _check_frames(times, frames)
     if last == "mean" and len(times) < 2:
         raise ValueError("last='mean' needs a transition: give a grid of at least two times")
     if not concrete(process, times):
@@ -124,5 +157,18 @@ def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frame
             raise ValueError(f"times must lie in [0, t_max = {t_max:.9g}], found {grid[0]} to {grid[-1]}")
         if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
             raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
-        if sampler.needs_alpha and process.alpha(times[0]) == 0:
-            raise ValueError(f"{sampler.needs_alpha}, and alpha({grid[0]:g}) = 0: start later, or take another sampler")
+        _check_ends(sampler, process, times[0], times[-1])
+
+
+def _check_frames(times, frames):
+    if frames and not 2 <= frames <= len(times):
+        raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
+
+
+def _check_ends(sampler, process, latest, earliest):
+    if sampler.needs_alpha and process.alpha(latest) == 0:
+        raise ValueError(f"{sampler.needs_alpha}, and alpha({float(latest):g}) = 0: take a grid without it, or another sampler")
+    if sampler.needs_sigma and process.sigma(earliest) == 0:
+        raise ValueError(
+            f"{sampler.needs_sigma}, and sigma({float(earliest):g}) = 0: take a grid without it, or another sampler"
+        )

@@ -19,7 +19,8 @@ from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
 
-TRACED = ("ema", "eta", "rho", "t_min", "seed")  # sampler settings that are arguments of the compiled sampler
+# Sampler settings that are arguments of the compiled sampler.
+TRACED = ("ema", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Run:
     def draw(self, count: int, **sampler: Any):
         """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
 
-        Calls that differ in ema, eta, rho, t_min and seed alone run one compiled program.
+        Calls that differ in what is TRACED alone run one compiled program.
         """
         flat = configs.flatten(self.config)
         for key, value in {"frames": 0, **sampler, "num_samples": count}.items():

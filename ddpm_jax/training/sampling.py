@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, images, plots
-from ddpm_jax.config import KEYS
+from ddpm_jax.config import KEYS, applies
 from ddpm_jax.construct import takes
-from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import Task
 
+# Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds; `times` may be long.
+ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames", "times")
 PROGRESS_FROM = 100  # grid points from which a batch reports from inside its scan, which bars it from the compilation cache
 
 
@@ -38,26 +40,29 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence, *, tell: bool 
         current[0](current[1] + int(done))
 
     frames = min(sampler.frames, sampler.steps) if min(sampler.frames, sampler.steps) > 1 else 0
-    draw_batch = parallel.over_devices(
-        partial(task.sample, frames=frames, progress=inside if tell and sampler.steps >= PROGRESS_FROM else None),
-        devices,
-        in_axes=(None, None, None, 0),
-        out_axes=Sampled(0, None, 0 if frames else None),
-    )
+    one_device = partial(task.sample, frames=frames, progress=inside if tell and sampler.steps >= PROGRESS_FROM else None)
+
+    def draw_part(*args):
+        drawn = one_device(*args)
+        return drawn._replace(evaluations=jnp.reshape(drawn.evaluations, 1))
+
+    out_axes = Sampled(0, 0, 0 if frames else None)
+    draw_batch = parallel.over_devices(draw_part, devices, in_axes=(None, None, None, 0), out_axes=out_axes)
 
     def draw(params, report: Report = silent, knobs=task.knobs, seed: int = sampler.seed) -> Sampled:
-        drawn, film = [], None
+        drawn, evaluations, film = [], 0, None
         for first in range(0, count, batch):
             current[:] = report, first // batch * sampler.steps
             indices = parallel.split(np.arange(first, first + batch, dtype=np.int32), devices)
             out = draw_batch(params, knobs, np.uint32(seed), indices)
             drawn.append(np.concatenate(jax.device_get(out.x)))
+            evaluations = max(evaluations, int(np.max(jax.device_get(out.evaluations))))
             if frames and film is None:
                 film = np.concatenate(jax.device_get(out.frames), axis=1)[:, :count]
             jax.effects_barrier()
             report(current[1] + sampler.steps)
         current[0] = silent
-        return Sampled(np.concatenate(drawn)[:count], int(out.evaluations), film)
+        return Sampled(np.concatenate(drawn)[:count], evaluations, film)
 
     return draw
 
@@ -126,8 +131,7 @@ def sample_name(config: ConfigDict, step: int) -> str:
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
     if takes(SAMPLERS[sampler.name], "eta"):
         parts.append(f"eta{sampler.eta:g}")
-    others = ["grid", "last", "clip"] + ["variance"] * takes(SAMPLERS[sampler.name], "variance")
-    others += [key for key in ("t_min", "sections", "rho") if takes(GRIDS[sampler.grid], key)]
+    others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
     parts += [f"{key}_{sampler[key]}".replace(",", "-") for key in given]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)

@@ -5,6 +5,7 @@
 Writes orders.png beside this file and prints the table of slopes. README.md says what is measured.
 """
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,28 +14,28 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddpm_jax.diffusion import oracle
-from ddpm_jax.diffusion.grids import log_snr
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import SAMPLERS, At
+from ddpm_jax.diffusion.samplers import SAMPLERS, adaptive_ode, annealed_langevin, deis, dpmpp_3m, heun, unipc
 
 PROCESS = "vp"
+FIRST, LAST = -2.0, 5.0  # of log-SNR
 STEPS = (8, 16, 32, 64, 128, 256, 512)
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FIT = 4  # the slope is that of the last so many points
-
-
-def is_stochastic(sampler, data, process) -> bool:
-    """Whether a step depends on its noise."""
-    x, t, s = jnp.ones((1, 2)), jnp.asarray(0.5), jnp.asarray(0.4)
-    ends = [
-        sampler.step(oracle.denoiser(data, process), process, x, sampler.init(x), At(t, s, 0, 1, lambda _, z=z: z * x))[0]
-        for z in (0.0, 1.0)
-    ]
-    return not np.allclose(*ends)
+NOT_AFFINE = ("predictor_corrector",)  # the size of its corrections depends on the state: no exact moments
+ROWS = {name: make for name, make in SAMPLERS.items() if name not in NOT_AFFINE} | {
+    "heun, s_churn 8": partial(heun, s_churn=8.0),
+    "annealed_langevin": partial(annealed_langevin, langevin_steps=5, rate=0.062),
+    "dpmpp_3m published": partial(dpmpp_3m, published=True),
+    "deis 3": partial(deis, order=3),
+    "unip 2": partial(unipc, order=2, corrector=False),
+    "unipc 3": partial(unipc, order=3),
+}
 
 
 def path_error(sampler, data, process, times) -> tuple[float, int]:
-    """RMS distance to the exact flow at times[-1], and the evaluations, from 64 points of p_{t_max}."""
+    """RMS distance to the exact flow at times[-1], and the evaluations, from 64 points of p_{times[0]}."""
     keys = sample_keys(0, jnp.arange(64))
     start, _ = oracle.draw(data, process, times[0], keys)
     end = sample(sampler, oracle.denoiser(data, process), process, times, keys, (2,), x=start, last="stop")
@@ -43,9 +44,9 @@ def path_error(sampler, data, process, times) -> tuple[float, int]:
 
 
 def moment_error(sampler, data, process, times) -> tuple[float, int]:
-    """Largest error of mean and covariance at times[-1], propagated exactly from those of p_{t_max}, and the evaluations."""
+    """Largest error of mean and covariance at times[-1], propagated exactly from those of p_{times[0]}, and the evaluations."""
     start = oracle.moments(data, process, times[0])
-    reached = oracle.propagate(sampler, oracle.denoiser(data, process), process, times, *start)
+    reached = oracle.propagate(sampler, oracle.denoiser(data, process), process, times, *start, normals=10)
     exact = oracle.moments(data, process, times[-1])
     error = max(float(jnp.abs(a - b).max()) for a, b in zip(reached, exact, strict=True))
     keys = sample_keys(0, jnp.arange(1))
@@ -53,31 +54,42 @@ def moment_error(sampler, data, process, times) -> tuple[float, int]:
     return error, int(counted.evaluations)
 
 
+def measure(name, data, process):
+    """[(error, evaluations)] over the steps, or over the tolerances of the adaptive sampler; whether it is stochastic."""
+
+    def grid(steps):
+        return process.inverse_log_snr(jnp.linspace(FIRST, LAST, steps + 1))
+
+    if name == "adaptive_ode":
+        return [path_error(adaptive_ode(rtol=tol, atol=tol), data, process, grid(1)) for tol in TOLERANCES], False
+    sampler = ROWS[name]()
+    stochastic = not sampler.noise_free
+    return [(moment_error if stochastic else path_error)(sampler, data, process, grid(steps)) for steps in STEPS], stochastic
+
+
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
     process = PROCESSES[PROCESS]()
     data = oracle.gaussian([0.5, -0.3], [[0.3, 0.1], [0.1, 0.2]])
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
     panels = figure.subplots(1, 2)
-    for name, make in SAMPLERS.items():
-        sampler = make()
-        stochastic = is_stochastic(sampler, data, process)
-        measure = moment_error if stochastic else path_error
-        errors, evaluations = zip(
-            *(measure(sampler, data, process, log_snr(process, steps=steps + 1)) for steps in STEPS), strict=True
-        )
+    colours = iter([f"C{i % 10}" for i in range(len(ROWS))])
+    for name in ROWS:
+        measured, stochastic = measure(name, data, process)
+        errors, evaluations = (np.array(column) for column in zip(*measured, strict=True))
         slope = -np.polyfit(np.log(evaluations[-FIT:]), np.log(errors[-FIT:]), 1)[0]
-        panels[int(stochastic)].loglog(evaluations, errors, marker="o", markersize=3, label=f"{name}: {slope:.2f}")
-        kind = "moments" if stochastic else "path"
-        at_512 = errors[evaluations.index(512)]
-        print(f"{name:16s} {kind:8s} slope {slope:.2f}  error at 512 evaluations {at_512:.1e}", flush=True)
+        told = "tolerances" if name == "adaptive_ode" else f"{slope:.2f}"
+        style = {"marker": "o", "markersize": 3, "linestyle": "-" if name in SAMPLERS else "--"}
+        panels[int(stochastic)].loglog(evaluations, errors, color=next(colours), label=f"{name}: {told}", **style)
+        at_100 = np.exp(np.interp(np.log(100), np.log(evaluations), np.log(errors)))
+        print(f"| {name} | {'moments' if stochastic else 'path'} | {told} | {at_100:.1e} |", flush=True)
     titles = "deterministic: distance to the exact flow", "stochastic: error of mean and covariance"
     for panel, title in zip(panels, titles, strict=True):
         panel.set(xlabel="network evaluations", title=title)
         panel.grid(alpha=0.3, which="both")
-        panel.legend(title="slope")
+        panel.legend(title="slope", fontsize=8)
     panels[0].set_ylabel("error")
-    figure.savefig(Path(__file__).parent / "orders.png", dpi=120)
+    figure.savefig(Path(__file__).parent / "orders.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,6 @@ def test_the_flow_of_a_mixture_is_refused():
         oracle.flow(data(), PROCESSES["vp"](), X, 1.0, 0.5)
 
 
-
 def two_noises(denoise, process, x, memory, at):  # noqa: ARG001
     mean = 0.9 * x - 0.3 * memory + at.s
     return mean + 0.2 * at.noise(0) + at.t * at.noise(1), mean, x + 0.1 * at.noise(1)

@@ -75,7 +75,7 @@ def test_lasts():
     assert (at_stop, at_mean, at_x0) == (5, 5, 6)
     chex.assert_trees_all_close(x0, DENOISE(stop, times[-1]).x0, atol=1e-6)
     before, _, _ = sample(ancestral(), DENOISE, PROCESS, times[:-1], KEYS, (3,), last="stop")
-    at = At(times[-2], times[-1], 4, 5, lambda j: jnp.zeros((6, 3)))  # noqa: ARG005
+    at = At(times[-2], times[-1], 4, 5, lambda j: jnp.zeros((6, 3)), None)  # noqa: ARG005
     noise_free, *_ = ancestral().step(DENOISE, PROCESS, before, (), at)
     chex.assert_trees_all_close(mean, noise_free, atol=1e-5)
     assert not np.allclose(mean, stop)

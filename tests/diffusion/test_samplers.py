@@ -1,6 +1,6 @@
 """Samplers against closed forms: orders of convergence, exact moments, identities, gradients, counts; most in float64."""
 
-import functools
+from functools import partial
 from itertools import product
 
 import chex
@@ -10,24 +10,52 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion import oracle
+from ddpm_jax.diffusion import oracle, samplers
 from ddpm_jax.diffusion.betas import BETAS
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction, eps_to_x0
 from ddpm_jax.diffusion.processes import PROCESSES, from_betas
 from ddpm_jax.diffusion.sample import sample, sample_keys
 from ddpm_jax.diffusion.samplers import At, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
+from ddpm_jax.diffusion.samplers.flow import _churned_step as churned_step
 
 MEAN, COVARIANCE = [0.5, -0.3], [[0.3, 0.1], [0.1, 0.2]]
 CONTINUOUS = ("vp", "sub_vp", "continuous_cosine", "ve", "edm", "rectified_flow")
-DETERMINISTIC = {"ddim": (ddim, 1), "euler": (euler, 1), "heun": (heun, 2), "dpmpp_2m": (dpmpp_2m, 2)}
-STOCHASTIC = {
-    "ancestral small": functools.partial(ancestral, variance="small"),
-    "ancestral large": functools.partial(ancestral, variance="large"),
-    "ddim 1": functools.partial(ddim, eta=1.0),
-    "ddim 0.5": functools.partial(ddim, eta=0.5),
-    "euler_maruyama": euler_maruyama,
+# The sampler and its order.
+DETERMINISTIC = {
+    "ddim": (ddim, 1),
+    "euler": (euler, 1),
+    "heun": (heun, 2),
+    "dpmpp_2m": (dpmpp_2m, 2),
+    "dpm_solver_2": (samplers.dpm_solver_2, 2),
+    "dpm_solver_3": (samplers.dpm_solver_3, 3),
+    "dpmpp_2s": (samplers.dpmpp_2s, 2),
+    "dpmpp_3m": (samplers.dpmpp_3m, 3),
+    "dpmpp_3m published": (partial(samplers.dpmpp_3m, published=True), 2),
+    "unip 1": (partial(samplers.unipc, order=1, corrector=False), 1),
+    "unip 2": (partial(samplers.unipc, order=2, corrector=False), 2),
+    "unipc 1": (partial(samplers.unipc, order=1), 2),
+    "unipc 2": (partial(samplers.unipc, order=2), 3),
+    "unipc 3": (partial(samplers.unipc, order=3), 3),
+    "plms": (samplers.plms, 2),
+    "pndm": (samplers.pndm, 2),
+    "deis 1": (partial(samplers.deis, order=1), 1),
+    "deis 2": (partial(samplers.deis, order=2), 2),
+    "deis 3": (partial(samplers.deis, order=3), 3),
+    "deis 3 published": (partial(samplers.deis, order=3, published=True), 2),
 }
+STOCHASTIC = {
+    "ancestral small": partial(ancestral, variance="small"),
+    "ancestral large": partial(ancestral, variance="large"),
+    "ddim 1": partial(ddim, eta=1.0),
+    "ddim 0.5": partial(ddim, eta=0.5),
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": samplers.reverse_diffusion,
+    "sde_dpmpp_2m": samplers.sde_dpmpp_2m,
+    "heun with churn": partial(heun, s_churn=8.0),
+    "euler with churn": partial(euler, s_churn=8.0, s_noise=1.003),
+}
+WEAK_ORDER = {"sde_dpmpp_2m": 2, "heun with churn": 2}  # of the others 1
 ALL = {name: make for name, (make, _) in DETERMINISTIC.items()} | STOCHASTIC
 
 
@@ -43,54 +71,65 @@ draw, flow, moments = (jax.jit(f) for f in (oracle.draw, oracle.flow, oracle.mom
 
 
 @jax.jit
-def one_step(sampler, data, process, x, memory, t, s, i):
+def one_step(step, data, process, x, memory, t, s, i):
     """A deterministic step with the exact denoiser. Compiled once for all tables and all numbers of steps."""
-    x, _, memory = sampler.step(oracle.denoiser(data, process), process, x, memory, At(t, s, i, 0, lambda _: jnp.zeros_like(x)))
+    x, _, memory = step(oracle.denoiser(data, process), process, x, memory, At(t, s, i, 0, lambda _: jnp.zeros_like(x), None))
     return x, memory
 
 
 def run(sampler, data, process, times, x):
     memory = sampler.init(x)
-    for i in range(len(times) - 1):
-        x, memory = one_step(sampler, data, process, x, memory, times[i], times[i + 1], jnp.asarray(i))
+    for step, first, end in sampler.phases(len(times) - 1):
+        for i in range(first, end):
+            x, memory = one_step(step, data, process, x, memory, times[i], times[i + 1], jnp.asarray(i))
     return x
 
 
 @jax.jit
-def one_propagation(sampler, data, process, pair, mean, covariance):
-    return oracle.propagate(sampler, oracle.denoiser(data, process), process, pair, mean, covariance, normals=1)
+def propagated_at_once(sampler, data, process, times, mean, covariance):
+    return oracle.propagate(sampler, oracle.denoiser(data, process), process, times, mean, covariance, normals=1)
 
 
 def propagated(sampler, data, process, times):
-    """Exact moments at times[-1] of a sampler without memory that starts from p_{times[0]}, step by step."""
-    mean, covariance = moments(data, process, times[0])
-    for i in range(len(times) - 1):
-        mean, covariance = one_propagation(sampler, data, process, times[i : i + 2], mean, covariance)
-    return mean, covariance
+    """Exact moments at times[-1] of a sampler that starts from p_{times[0]}; by single steps where they are alike."""
+    reached = moments(data, process, times[0])
+    alike = not jax.tree.leaves(sampler.init(jnp.zeros((1, 2)))) and sampler.step.func is not churned_step
+    for pair in zip(times[:-1], times[1:], strict=True) if alike else (times,):
+        reached = propagated_at_once(sampler, data, process, jnp.stack(pair) if alike else pair, *reached)
+    return reached
 
 
 # ------------------------------------------------------- orders of convergence
 
 
-@pytest.mark.parametrize("name, process", list(product(DETERMINISTIC, CONTINUOUS)))
+FIRST = ("ddim", "euler", "heun", "dpmpp_2m")
+OTHERS = [name for name in DETERMINISTIC if name not in FIRST]
+POINTS = 32  # of every deterministic run, so that a step is compiled once
+
+
+@pytest.mark.parametrize("name, process", [*product(FIRST, CONTINUOUS), *product(OTHERS, ("vp", "ve", "rectified_flow"))])
 def test_order_of_deterministic_samplers(name, process, x64):  # noqa: ARG001
-    """RMS error against the exact flow from t_max to t_min, uniform in log-SNR, N = 64..512: slope >= the order - 0.25."""
+    """RMS error against the exact flow from log-SNR -2 to 5, uniform in it, N = 64..256: the slope is the order, to 1/4.
+
+    It begins where data and noise are mixed: at log-SNR -10 the errors of a low-order start would not show. UniPC-3 is better
+    than of order 3 until the steps are small.
+    """
     make, order = DETERMINISTIC[name]
-    process, data = PROCESSES[process](), gaussian()
-    start, _ = draw(data, process, process.t_max, sample_keys(0, jnp.arange(32)))
-    errors = []
-    for steps in (64, 128, 256, 512):
-        times = GRIDS["log_snr"](process, steps=steps + 1)
-        exact = flow(data, process, start, times[0], times[-1])
+    process, data, counts = PROCESSES[process](), gaussian(), (64, 128, 256)
+    first, last = process.inverse_log_snr(jnp.array([-2.0, 5.0]))
+    start, _ = draw(data, process, first, sample_keys(0, jnp.arange(POINTS)))
+    exact, errors = flow(data, process, start, first, last), []
+    for steps in counts:
+        times = process.inverse_log_snr(jnp.linspace(-2.0, 5.0, steps + 1))
         errors.append(float(jnp.sqrt(jnp.mean((run(make(), data, process, times, start) - exact) ** 2))))
-    slope = -np.polyfit(np.log([64, 128, 256, 512]), np.log(errors), 1)[0]
-    assert slope >= order - 0.25, (errors, slope)
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order - 0.25 <= slope <= order + (0.75 if name == "unipc 3" else 0.25), (errors, slope)
     assert errors[-1] < 3e-2
 
 
 @pytest.mark.parametrize("name, process", list(product(STOCHASTIC, ("vp", "ve", "rectified_flow"))))
 def test_weak_order_of_stochastic_samplers(name, process, x64):  # noqa: ARG001
-    """Exact moments on a Gaussian: halving the steps halves the error of the covariance, at 64..256 steps."""
+    """Exact moments on a Gaussian: halving the steps halves the error of the covariance, at 64..256 steps, or better."""
     process, data = PROCESSES[process](), gaussian()
     errors = []
     for steps in (64, 128, 256):
@@ -98,7 +137,7 @@ def test_weak_order_of_stochastic_samplers(name, process, x64):  # noqa: ARG001
         reached, exact = propagated(STOCHASTIC[name](), data, process, times), moments(data, process, times[-1])
         errors.append(max(float(jnp.abs(a - b).max()) for a, b in zip(reached, exact, strict=True)))
     slope = -np.polyfit(np.log([64, 128, 256]), np.log(errors), 1)[0]
-    assert slope >= 0.75 and errors[-1] < 4e-2, (errors, slope)
+    assert slope >= WEAK_ORDER.get(name, 1) - 0.25 and errors[-1] < 4e-2, (errors, slope)
 
 
 # ------------------------------------------------------- every sampler on every process
@@ -108,9 +147,11 @@ TOLERANCE = {
     "ddim": 0.015, "euler": 0.07, "heun": 5e-4, "ancestral small": 0.03, "ancestral large": 0.04, "ddim 1": 0.03,
     "ddim 0.5": 0.02, "euler_maruyama": 0.02,
 }  # fmt: skip
+MORE = {"reverse_diffusion": 0.03, "dpm_solver_2": 5e-4, "dpm_solver_3": 1e-5, "dpmpp_2s": 5e-4}
+SOME = ("linear", "ncsn", "sub_vp", "ve", "edm", "rectified_flow", "trig_flow")
 
 
-@pytest.mark.parametrize("name, process_name", list(product(TOLERANCE, PROCESSES)))
+@pytest.mark.parametrize("name, process_name", [*product(TOLERANCE, PROCESSES), *product(MORE, SOME)])
 def test_moments_of_every_pair(name, process_name, x64):  # noqa: ARG001
     process, data = PROCESSES[process_name](), gaussian()
     if process_name == "jsd":  # its last beta is 1: log-SNR has no end to start a grid from, and the SDE's drift is infinite
@@ -119,21 +160,28 @@ def test_moments_of_every_pair(name, process_name, x64):  # noqa: ARG001
         times = GRIDS["log_snr"](process, steps=201)
     reached, exact = propagated(ALL[name](), data, process, times), moments(data, process, times[-1])
     error = max(float(jnp.abs(a - b).max()) for a, b in zip(reached, exact, strict=True))
-    assert error < TOLERANCE[name]
+    assert error < (TOLERANCE | MORE)[name]
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_moments_of_the_one_with_memory(process, x64):  # noqa: ARG001
-    """DPM-Solver++(2M): the affine map of 200 steps, from its values at three points, moves p_{t_max} to p_{t_min}."""
+WITH_MEMORY = {
+    "dpmpp_2m": 2e-3, "dpmpp_3m": 1e-4, "unipc 2": 2e-4, "unipc 3": 1e-4, "plms": 2e-3, "pndm": 1e-2, "deis 3": 1e-4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, process", [*product(["dpmpp_2m"], PROCESSES), *product(WITH_MEMORY, ("linear", "ncsn", "ve", "rectified_flow"))]
+)
+def test_moments_of_those_with_memory(name, process, x64):  # noqa: ARG001
+    """The affine map of 200 steps, from its values at three points, moves p_{t_max} to p_{t_min}."""
     process, data = PROCESSES[process](), gaussian()
     to_zero = process.alpha(1.0) == 0
     times = GRIDS["uniform"](process, steps=1000) if to_zero else GRIDS["log_snr"](process, steps=201)
-    images = run(dpmpp_2m(), data, process, times, jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-    linear = (images[1:] - images[0]).T
+    images = run(ALL[name](), data, process, times, jnp.eye(POINTS, 2, -1))
+    linear = (images[1:3] - images[0]).T
     mean, covariance = moments(data, process, times[0])
     reached = linear @ mean + images[0], linear @ covariance @ linear.T
     for a, b in zip(reached, moments(data, process, times[-1]), strict=True):
-        chex.assert_trees_all_close(a, b, atol=2e-3)
+        chex.assert_trees_all_close(a, b, atol=WITH_MEMORY[name])
 
 
 def check_samples(name, process):
@@ -247,7 +295,13 @@ def test_ddim_at_eta_zero_is_euler_in_sigma_over_alpha(x64):  # noqa: ARG001
     chex.assert_trees_all_close(run(ddim(), data, process, times, x), process.alpha(times[-1]) * y, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "ancestral small", "ddim 0.5"])
+IN_RATIO = (
+    "ddim", "dpmpp_2m", "ancestral small", "ddim 0.5", "dpm_solver_3", "dpmpp_2s", "dpmpp_3m", "unipc 2", "plms", "deis 3",
+    "sde_dpmpp_2m",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_RATIO)
 def test_vp_and_ve_views_of_one_problem_agree(name, x64):  # noqa: ARG001
     """Samplers that act on x / alpha and log-SNR give the same x / alpha for two processes at equal log-SNR."""
     views, levels = [], jnp.linspace(-8.0, 8.0, 30)
@@ -271,17 +325,20 @@ def test_heun_and_euler_agree_with_ddim_where_they_should(x64):  # noqa: ARG001
 
 @pytest.mark.parametrize("name", ALL)
 def test_steps_to_time_zero_and_from_alpha_zero(name, x64):  # noqa: ARG001
-    """From alpha = 0 down to sigma = 0 of a zero-terminal table; the last step of three of them gives the denoiser's x0."""
+    """From alpha = 0 down to sigma = 0 of a zero-terminal table; a deterministic step to there gives the denoiser's x0.
+
+    But for Euler's method, and PLMS's mean of the last four eps.
+    """
     process, data = PROCESSES["cosine"](zero_terminal_snr=True), gaussian()
     denoise = oracle.denoiser(data, process)
     times = jnp.append(GRIDS["uniform"](process, steps=50), 0.0)
-    if name == "euler_maruyama":
-        with pytest.raises(ValueError, match="drift of its SDE is infinite where alpha = 0"):
-            sample(euler_maruyama(), denoise, process, times, sample_keys(0, jnp.arange(2)), (2,), last="stop")
+    if needs := ALL[name]().needs_alpha:
+        with pytest.raises(ValueError, match=f"{needs}, and alpha"):
+            sample(ALL[name](), denoise, process, times, sample_keys(0, jnp.arange(2)), (2,), last="stop")
         times = times[1:]
     x = states(ALL[name](), process, times)
     assert jnp.isfinite(x).all()
-    if name in ("ddim", "heun", "dpmpp_2m"):
+    if name in DETERMINISTIC and name not in ("euler", "plms", "pndm"):
         before = states(ALL[name](), process, times[:-1])
         chex.assert_trees_all_close(x, denoise(before, times[-2]).x0, rtol=1e-9)
 
@@ -308,9 +365,11 @@ def test_gradients_through_the_scan(x64):  # noqa: ARG001
 
         times = jnp.linspace(1.0, 0.02, 12).at[5].add(shift)
         x = sample(ddim(eta=eta), guided, process, times, keys, (2,), last="stop").x
-        return (x * jnp.arange(8.0).reshape(4, 2)).sum() + sample(
-            heun(), guided, process, times, keys, (2,), last="stop"
-        ).x.sum() + sample(dpmpp_2m(), guided, process, times, keys, (2,), last="stop").x.sum()
+        return (
+            (x * jnp.arange(8.0).reshape(4, 2)).sum()
+            + sample(heun(), guided, process, times, keys, (2,), last="stop").x.sum()
+            + sample(dpmpp_2m(), guided, process, times, keys, (2,), last="stop").x.sum()
+        )
 
     for name, value in {"eta": 0.3, "shift": 0.0, "beta_max": 20.0, "scale": 1.5}.items():
         f = jax.jit(lambda value, name=name: total(**{name: value}))
@@ -362,23 +421,35 @@ def test_float32_is_within_1e3_of_float64(name, process):
         np.testing.assert_allclose(single, double, atol=1e-3 * np.abs(double).max())
 
 
-def test_float32_of_the_one_with_memory_is_within_1e3_of_float64():
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unipc 3", "pndm", "deis 3"])
+def test_float32_of_those_with_memory_is_within_1e3_of_float64(name):
     ends = []
     for wide in (False, True):
         with jax.enable_x64(wide):
             process = PROCESSES["vp"]()
             times = GRIDS["log_snr"](process, steps=1000)
-            ends.append(np.asarray(run(dpmpp_2m(), gaussian(), process, times, jnp.array([[1.0, -0.5]]))))
+            ends.append(np.asarray(run(ALL[name](), gaussian(), process, times, jnp.array([[1.0, -0.5]]))))
     np.testing.assert_allclose(*ends, atol=1e-3)
 
 
 # ------------------------------------------------------- counts and refusals
 
 
+COUNTED = ALL | {
+    "predictor_corrector": partial(samplers.predictor_corrector, corrector_steps=2),
+    "annealed_langevin": partial(samplers.annealed_langevin, langevin_steps=3),
+    "adaptive_ode": samplers.adaptive_ode,
+}
+TRANSITIONS = {  # evaluations of five, where they are not five
+    "heun": 10, "heun with churn": 10, "dpm_solver_2": 10, "dpm_solver_3": 15, "dpmpp_2s": 10, "dpmpp_3m": 6, "deis 3": 6,
+    "plms": 6, "pndm": 14, "predictor_corrector": 15, "annealed_langevin": 18,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("last", ["denoise", "stop"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COUNTED)
 def test_evaluations_reported_are_those_made(name, last):
-    """Counted by a callback in a guided denoiser of two evaluations; Heun takes two per transition and one at the end."""
+    """Counted by a callback in a guided denoiser of two evaluations: those of five transitions, and one at the end."""
     process, calls = from_betas(BETAS["linear"](steps=10, rescale=True, beta_end=0.005)), []
 
     def network(x, scale):
@@ -390,9 +461,12 @@ def test_evaluations_reported_are_those_made(name, last):
         return Prediction(eps_to_x0(process, x, t, eps), eps, 2)
 
     times = GRIDS["uniform"](process, steps=6)
-    _, evaluations, _ = sample(ALL[name](), guided, process, times, sample_keys(0, jnp.arange(1)), (2,), last=last)
+    _, evaluations, _ = sample(COUNTED[name](), guided, process, times, sample_keys(0, jnp.arange(1)), (2,), last=last)
     jax.effects_barrier()
-    assert evaluations == len(calls) == 2 * (5 * (2 if name == "heun" else 1) + (last == "denoise"))
+    if name == "adaptive_ode":
+        assert evaluations == len(calls) and (evaluations - 2 * (last == "denoise")) % (2 * 5) == 0
+    else:
+        assert evaluations == len(calls) == 2 * (TRANSITIONS.get(name, 5) + (last == "denoise"))
 
 
 def test_refusals():
@@ -416,14 +490,14 @@ def test_a_learned_variance_reaches_the_step():
     def denoise(x, t):
         return oracle.denoiser(data, process)(x, t)._replace(raw=jnp.array([[-1.0, 1.0]]))
 
-    at = At(t, s, 0, 1, lambda j: jnp.ones_like(x))  # noqa: ARG005
+    at = At(t, s, 0, 1, lambda j: jnp.ones_like(x), None)  # noqa: ARG005
     made = [ancestral(variance=name) for name in ("learned_range", "small", "large")]
     by_range, small, large = (sampler.step(denoise, process, x, (), at)[0] for sampler in made)
     chex.assert_trees_all_close(by_range, jnp.array([[small[0, 0], large[0, 1]]]), rtol=1e-5)
 
 
 def test_samplers_are_pytrees():
-    """eta is a leaf, and what a sampler needs is static."""
-    assert jax.tree.leaves(ddim(eta=0.5)) == [0.5]
+    """eta is a leaf, with whether it draws no noise, and what a sampler needs is static."""
+    assert jax.tree.leaves(ddim(eta=0.5)) == [0.5, False]
     assert jax.tree.structure(ddim(eta=0.5)) == jax.tree.structure(ddim(eta=0.1)) != jax.tree.structure(euler())
     assert isinstance(euler_maruyama().step, Partial)

@@ -20,6 +20,10 @@ float32), which leaves only differences of method. Conventions that differ, and 
   grids move to the nearest step. Here ours runs at their sigma and is told their time. `use_lu_lambdas` is our `log_snr`.
 * Order. A last step to sigma = 0 is first-order in both DPM-Solvers; with `lower_order_final` theirs is to sigma_min too, where
   there are fewer than 15 steps.
+* PNDM. With v they average v of different times and make eps of the mean; we average eps, as the paper does. Not compared.
+* Starts. 3M and DEIS-3 are ours as `published`; by default ours start better. DEIS and UniPC end at sigma_min, UniPC at 0 too.
+* Churn. EDM's schedulers add the noise after the network has seen the state, so that its estimate is of another state and
+  time than the step's; tests/diffusion/test_langevin_and_churn.py has the paper's algorithm instead.
 * Zero terminal SNR. DPM-Solver has alpha_bar = 2^-24 where the table has 0.
 * Flow matching shows the network 1000 t, we 999 t.
 
@@ -120,8 +124,9 @@ def our_states(sampler, denoise, process, x, starts, ends, first_order=()):
     """The states after each of the steps starts[i] -> ends[i]."""
     states, memory = [], sampler.init(x)
     for i, (t, s) in enumerate(zip(starts, ends, strict=True)):
-        at = At(t, s, 0 if i in first_order else i, len(starts), lambda _, i=i: jnp.asarray(NOISE[i], float))
-        x, _, memory = sampler.step(denoise, process, x, memory, at)
+        at = At(t, s, 0 if i in first_order else i, len(starts), lambda _, i=i: jnp.asarray(NOISE[i], float), None)
+        step = sampler.start if i < sampler.starts else sampler.step
+        x, _, memory = step(denoise, process, x, memory, at)
         states.append(x)
     return states
 
@@ -252,11 +257,21 @@ def maker(peer, process, defaults, **more):
     return make
 
 
+class PNDM(peers.PNDMScheduler):
+    @property
+    def state_in_first_order(self):
+        """Whether the last step ended a transition."""
+        return self.counter != 1 if self.config.skip_prk_steps else self.counter > 12 or self.counter % 4 == 0
+
+
 LINEAR, LATENT = PROCESSES["linear"], PROCESSES["scaled_linear"]
 PUBLISHED_LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ddpm = maker(peers.DDPMScheduler, LINEAR, {"clip_sample": False})
 ddim = maker(peers.DDIMScheduler, LINEAR, {"clip_sample": False})
 dpm = maker(peers.DPMSolverMultistepScheduler, LATENT, PUBLISHED_LATENT)
+deis = maker(peers.DEISMultistepScheduler, LATENT, PUBLISHED_LATENT)
+unipc = maker(peers.UniPCMultistepScheduler, LATENT, PUBLISHED_LATENT)
+pndm = maker(PNDM, LATENT, PUBLISHED_LATENT | {"set_alpha_to_one": True}, last="stop")
 euler = maker(peers.EulerDiscreteScheduler, LATENT, PUBLISHED_LATENT, peer_space="y")
 euler_ancestral = maker(peers.EulerAncestralDiscreteScheduler, LATENT, PUBLISHED_LATENT, peer_space="y")
 heun = maker(peers.HeunDiscreteScheduler, LATENT, PUBLISHED_LATENT, space="y", peer_space="y")
@@ -269,6 +284,10 @@ def edm(peer, sampler, times, **config):
 def flow(peer, sampler, sigmas, **fields):
     process = partial(PROCESSES["rectified_flow"], t_max=1.0)
     return Row(peer, sampler, lambda _: jnp.asarray(sigmas, float), process, "velocity", told=True, **fields)
+
+
+def to_zero(times):
+    return lambda process: jnp.append(times(process), 0.0)
 
 
 def almost_zero_terminal():
@@ -285,8 +304,13 @@ def exponentiated(output):
     return np.concatenate([output[:, :CHANNELS], np.exp(output[:, CHANNELS:])], 1)
 
 
+def order(name, order, **parameters):
+    return partial(SAMPLERS[name], order=order, **parameters)
+
+
 ANCESTRAL, DDIM, EULER, HEUN, DPMPP = (SAMPLERS[name] for name in ("ancestral", "ddim", "euler", "heun", "dpmpp_2m"))
 SMALL, LARGE, RANGE, LEARNED = (partial(ANCESTRAL, variance=name) for name in ("small", "large", "learned_range", "learned"))
+DPMPP_3M = partial(SAMPLERS["dpmpp_3m"], published=True)
 LEADING, TRAILING, LINSPACE = grid("leading"), grid("trailing"), grid("uniform")
 KARRAS, UNROUNDED = over_range("karras"), at_ratios(lambda z: np.interp(np.linspace(T - 1, 0, N), np.arange(T), z))
 ZERO_TERMINAL = partial(LINEAR, zero_terminal_snr=True)
@@ -312,7 +336,10 @@ ROWS = {
     "DDPM x0": ddpm(SMALL, LEADING, {}, "x0"),
     "DDPM v": ddpm(SMALL, LEADING, {}, "v"),
     "DDPM zero terminal SNR": ddpm(
-        LARGE, LINSPACE, {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace", "variance_type": "fixed_large"}, "v",
+        LARGE,
+        LINSPACE,
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace", "variance_type": "fixed_large"},
+        "v",
         process=ZERO_TERMINAL,
     ),
     "DDIM leading": ddim(DDIM, LEADING, {}),
@@ -325,7 +352,10 @@ ROWS = {
     "DDIM eta 1 as DDPM small": ddim(SMALL, LEADING, {}, arguments={"eta": 1.0}),
     "DDIM clipped": ddim(DDIM, LEADING, {"clip_sample": True}, clip="keep_eps"),
     "DDIM clipped, new eps": ddim(
-        partial(DDIM, eta=0.5), LEADING, {"clip_sample": True}, clip="rederive",
+        partial(DDIM, eta=0.5),
+        LEADING,
+        {"clip_sample": True},
+        clip="rederive",
         arguments={"eta": 0.5, "use_clipped_model_output": True},
     ),
     "DDIM x0": ddim(DDIM, LEADING, {}, "x0"),
@@ -353,6 +383,34 @@ ROWS = {
     ),
     "DPM++ order 1": dpm(DDIM, without_last("uniform"), {"solver_order": 1}),
     "SDE-DPM++ order 1": dpm(SMALL, without_last("uniform"), {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}),
+    "SDE-DPM++": dpm(SAMPLERS["sde_dpmpp_2m"], without_last("uniform"), {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 3M": dpm(DPMPP_3M, without_last("uniform"), {"solver_order": 3, "lower_order_final": False}),
+    "DPM++ 3M v, 20 steps": dpm(
+        DPMPP_3M, without_last("uniform", 20), {"solver_order": 3}, "v", set_timesteps={"num_inference_steps": 20}
+    ),
+    **{
+        f"UniPC-{k}": unipc(
+            order("unipc", k),
+            grid("uniform", N + 1),
+            {"solver_order": k, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
+            last="stop",
+        )
+        for k in (1, 2, 3)
+    },
+    "UniPC-2 to zero": unipc(order("unipc", 2), without_last("uniform"), {}),
+    "UniPC-2 v": unipc(order("unipc", 2), without_last("uniform"), {}, "v"),
+    "UniP-2": unipc(order("unipc", 2, corrector=False), without_last("uniform"), {"disable_corrector": tuple(range(N))}),
+    **{
+        f"DEIS-{k}": deis(
+            order("deis", k, published=True),
+            grid("uniform", N + 1),
+            {"solver_order": k, "lower_order_final": False},
+            last="stop",
+        )
+        for k in (1, 2, 3)
+    },
+    "PNDM": pndm(SAMPLERS["pndm"], to_zero(LEADING), {}),
+    "PLMS": pndm(SAMPLERS["plms"], to_zero(LEADING), {"skip_prk_steps": True}),
     "Euler leading as DDIM": euler(DDIM, LEADING, {"timestep_spacing": "leading"}),
     "Euler trailing as DDIM": euler(DDIM, TRAILING, {"timestep_spacing": "trailing"}),
     "Euler trailing": euler(EULER, TRAILING, {"timestep_spacing": "trailing"}, space="y"),
@@ -369,9 +427,7 @@ ROWS = {
     "Heun linspace": heun(HEUN, UNROUNDED, {}, told=True),
     "Heun custom times": heun(HEUN, indices(*CUSTOM), {}, set_timesteps={"timesteps": CUSTOM}),
     "Heun Karras": heun(HEUN, KARRAS, {"use_karras_sigmas": True}, told=True),
-    "Heun clipped": heun(
-        HEUN, TRAILING, {"timestep_spacing": "trailing", "clip_sample": True}, clip="rederive"
-    ),
+    "Heun clipped": heun(HEUN, TRAILING, {"timestep_spacing": "trailing", "clip_sample": True}, clip="rederive"),
     "Heun x0": heun(HEUN, TRAILING, {"timestep_spacing": "trailing"}, "x0"),
     "Heun v": heun(HEUN, TRAILING, {"timestep_spacing": "trailing"}, "v"),
     "EDM Euler": edm(peers.EDMEulerScheduler, EULER, grid("karras")),
@@ -380,12 +436,15 @@ ROWS = {
     "flow Euler": flow(peers.FlowMatchEulerDiscreteScheduler, EULER, FLOW, set_timesteps={"sigmas": FLOW}),
     "flow Euler as DDIM": flow(peers.FlowMatchEulerDiscreteScheduler, DDIM, FLOW, set_timesteps={"sigmas": FLOW}),
     "flow Euler shifted": flow(
-        partial(peers.FlowMatchEulerDiscreteScheduler, shift=3.0), EULER, SHIFTED,
+        partial(peers.FlowMatchEulerDiscreteScheduler, shift=3.0),
+        EULER,
+        SHIFTED,
         set_timesteps={"sigmas": FLOW},
     ),
     "flow Heun": flow(peers.FlowMatchHeunDiscreteScheduler, HEUN, np.linspace(1, 0.001, N)),
     "flow DPM++": flow(
-        partial(peers.DPMSolverMultistepScheduler, use_flow_sigmas=True, prediction_type="flow_prediction"), DPMPP,
+        partial(peers.DPMSolverMultistepScheduler, use_flow_sigmas=True, prediction_type="flow_prediction"),
+        DPMPP,
         np.linspace(0.999, 0, N + 1)[:-1],
     ),
 }
@@ -499,8 +558,8 @@ FAULTS = {
     "flow matching: the smallest sigma is shifted twice": lambda: np.isclose(
         timesteps(peers.FlowMatchEulerDiscreteScheduler, N, shift=3.0).sigmas[-2], 3 * (s := 3e-3 / 1.002) / (1 + 2 * s)
     ),
-    "EDM Euler: given sigmas are taken for places on the Karras curve": lambda: not np.allclose(
-        _edm_sigmas(torch.tensor([80.0, 10.0, 1.0])), [80.0, 10.0, 1.0, 0.0]
+    "EDM Euler: given sigmas are taken for places on the Karras curve": lambda: (
+        not np.allclose(_edm_sigmas(torch.tensor([80.0, 10.0, 1.0])), [80.0, 10.0, 1.0, 0.0])
     ),
 }
 

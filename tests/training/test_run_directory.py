@@ -35,8 +35,13 @@ def test_an_older_config_gets_todays_defaults(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        (None, "There is no run in"), ("{", "cannot be read"), ("{}", "cannot be read"), ("[]", "cannot be read"),
-        ("\x00" * 100, "cannot be read"), ("[" * 100_000, "cannot be read"), ('{"a":' * 100_000, "cannot be read"),
+        (None, "There is no run in"),
+        ("{", "cannot be read"),
+        ("{}", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("\x00" * 100, "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"a":' * 100_000, "cannot be read"),
     ],
 )
 def test_what_is_no_run(tmp_path, text, words):

@@ -1,0 +1,53 @@
+"""Samplers: how a state at time t becomes a state at s < t.
+
+A sampler is (init, step). step(denoise, process, x, memory, at) -> (x, mean, memory), where `mean` leaves out the last
+noise of the step and `at` says where it stands. It knows of no scan, key or network; `sample` owns these. A new sampler is a
+step, a constructor and a row of `SAMPLERS`; `oracle` says how to see whether it is right.
+"""
+
+from collections.abc import Callable
+
+from ddpm_jax.diffusion.samplers.chain import ancestral, ddim
+from ddpm_jax.diffusion.samplers.core import At, Sampler, meter, repeat
+from ddpm_jax.diffusion.samplers.dpm_solver import (
+    dpm_solver_2,
+    dpm_solver_3,
+    dpmpp_2m,
+    dpmpp_2s,
+    dpmpp_3m,
+    sde_dpmpp_2m,
+)
+from ddpm_jax.diffusion.samplers.flow import adaptive_ode, churned, euler, heun
+from ddpm_jax.diffusion.samplers.multistep import deis, plms, pndm, unipc
+from ddpm_jax.diffusion.samplers.sde import (
+    NORMS,
+    PREDICTORS,
+    annealed_langevin,
+    corrected,
+    euler_maruyama,
+    predictor_corrector,
+    reverse_diffusion,
+)
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "predictor_corrector": predictor_corrector,
+    "annealed_langevin": annealed_langevin,
+    "dpm_solver_2": dpm_solver_2,
+    "dpm_solver_3": dpm_solver_3,
+    "dpmpp_2s": dpmpp_2s,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "sde_dpmpp_2m": sde_dpmpp_2m,
+    "unipc": unipc,
+    "plms": plms,
+    "pndm": pndm,
+    "deis": deis,
+    "adaptive_ode": adaptive_ode,
+}
+__all__ = ["NORMS", "PREDICTORS", "At", "Sampler", "churned", "corrected", "meter", "repeat", *SAMPLERS, "SAMPLERS"]

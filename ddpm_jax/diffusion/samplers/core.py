@@ -1,0 +1,174 @@
+"""What a sampler is, and what several of them share."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class At(NamedTuple):
+    """A step's place: from time t to s, the i-th of n; noise(j) is its j-th standard normal, shaped like x.
+
+    apart(f): the value of f(denoise) -> (value, evaluations), for loops, inside which the evaluations of the step's own denoise
+    cannot be counted. See `repeat`.
+    """
+
+    t: jax.Array
+    s: jax.Array
+    i: jax.Array
+    n: int
+    noise: Callable
+    apart: Callable
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """init(x) -> memory; step(denoise, process, x, memory, at) -> (x, mean, memory), `mean` without the last noise of the step.
+
+    All are `Partial`s, so a sampler is a pytree and its knobs are traced. start: the step of the first `starts` transitions,
+    where these cost more than the others. noise_free: whether it draws no noise, so that it can encode; an array where a knob
+    decides. needs_alpha, needs_sigma: why it cannot start where alpha = 0, or end where sigma = 0, or "".
+    """
+
+    init: Callable
+    step: Callable
+    noise_free: bool | jax.Array = False
+    start: Callable | None = None
+    starts: int = dataclasses.field(metadata={"static": True}, default=0)
+    needs_alpha: str = dataclasses.field(metadata={"static": True}, default="")
+    needs_sigma: str = dataclasses.field(metadata={"static": True}, default="")
+
+    def phases(self, n: int) -> tuple[tuple[Callable, int, int], ...]:
+        """(step, first, end): which step makes the transitions first .. end - 1 of n."""
+        starts = min(self.starts, n)
+        return ((self.start, 0, starts),) * (starts > 0) + ((self.step, starts, n),)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A knob that shapes the program (a count), inside a `Partial` whose others are traced."""
+
+    value: Any
+
+
+def meter(denoise: Callable) -> tuple[Callable, Callable, Callable]:
+    """(denoise that is counted, `At.apart`, a function that gives the evaluations counted so far)."""
+    spent = []
+
+    def counted(x, t):
+        prediction = denoise(x, t)
+        spent.append(prediction.evaluations)
+        return prediction
+
+    def apart(f):
+        value, evaluations = f(denoise)
+        spent.append(evaluations)
+        return value
+
+    return counted, apart, lambda: sum(spent)
+
+
+def repeat(at: At, n: int, f: Callable, x: jax.Array) -> jax.Array:
+    """x = f(denoise, apart, x, j) for j = 0 .. n - 1, in a loop whose evaluations are counted."""
+
+    def loop(denoise):
+        def body(carry, j):
+            x, evaluations = carry
+            counted, apart, spent = meter(denoise)
+            x = f(counted, apart, x, j)
+            return (x, evaluations + spent()), None
+
+        return jax.lax.scan(body, (x, jnp.asarray(0)), jnp.arange(n))[0]
+
+    return at.apart(loop)
+
+
+def no_memory(x):  # noqa: ARG001 - the signature of every init
+    return ()
+
+
+def half_log_snr(process, t):
+    """lambda = log(alpha / sigma)."""
+    return process.log_snr(t) / 2
+
+
+def time_at(process, half_log_snr):
+    """t of lambda; on a table also between the steps, where the network is shown a fractional index."""
+    return process.inverse_log_snr(2 * half_log_snr)
+
+
+# ------------------------------------------------------------- exponential integrators, in lambda = log(alpha / sigma)
+#
+# With h = lambda_s - lambda_t and u from 0 at t to 1 at s, the probability-flow ODE is, exactly,
+#
+#     x_s = alpha_s / alpha_t x - sigma_s h int_0^1 e^{h (1 - u)} eps(u) du     (Lu et al. 2022a, prop. 3.1)
+#         = sigma_s / sigma_t x + alpha_s h int_0^1 e^{-h (1 - u)} x0(u) du     (Lu et al. 2022b, prop. 4.1),
+#
+# and a method is a polynomial in u in place of eps or x0.
+
+
+def phi(k: int, z: jax.Array) -> jax.Array:
+    """int_0^1 e^{(1 - u) z} u^{k-1} / (k - 1)! du for k >= 1: where |z| < 1 by its series, else by recurrence from e^z."""
+    small = jnp.abs(z) < 1
+    near = jnp.where(small, z, 0.0)
+    series = sum(near**n * (1 / math.factorial(n + k)) for n in range(17))
+    far = jnp.where(small, 1.0, z)
+    value = jnp.exp(far)
+    for order in range(k):
+        value = (value - 1 / math.factorial(order)) / far
+    return jnp.where(small, series, value)
+
+
+def newton(nodes: tuple, values: tuple) -> list:
+    """Coefficients c_0, c_1, .. of the polynomial sum c_k u^k through (nodes[i], values[i]), for different nodes."""
+    table = list(values)
+    for order in range(1, len(nodes)):
+        for i in range(len(nodes) - 1, order - 1, -1):
+            table[i] = (table[i] - table[i - 1]) / (nodes[i] - nodes[i - order])
+    coefficients = [table[-1]]
+    for node, value in zip(nodes[-2::-1], table[-2::-1], strict=True):  # Horner's rule in (u - node)
+        shifted = [value, *coefficients]
+        coefficients = [c - node * up for c, up in zip(shifted, [*coefficients, 0.0], strict=True)]
+    return coefficients
+
+
+def integral(z: jax.Array, coefficients: list) -> jax.Array:
+    """int_0^1 e^{(1 - u) z} sum_k c_k u^k du."""
+    return sum(math.factorial(k) * phi(k + 1, z) * c for k, c in enumerate(coefficients))
+
+
+def move_by_x0(process, x, x0, t, s):
+    """The step for constant x0: sigma_s / sigma_t x + alpha_s (1 - e^-h) x0. Also where alpha_t = 0 and where sigma_s = 0."""
+    h = half_log_snr(process, s) - half_log_snr(process, t)
+    return process.sigma(s) / process.sigma(t) * x - process.alpha(s) * jnp.expm1(-h) * x0
+
+
+def move_by_eps(process, x, eps, t, s):
+    """The step for constant eps: x / alpha moves by eps times the change of sigma / alpha. Also where sigma_s = 0."""
+    a = process.alpha(s) / process.alpha(t)
+    h = half_log_snr(process, s) - half_log_snr(process, t)
+    return a * x + a * process.sigma(t) * jnp.expm1(-h) * eps
+
+
+# ------------------------------------------------------------- the predictions of the last steps, newest first
+
+
+def no_history(length, x):
+    """[length, *x.shape] values and [length] places, as yet empty."""
+    return jnp.zeros((length.value, *x.shape), x.dtype), jnp.zeros(length.value, x.dtype)
+
+
+def remember(history, value, place):
+    """The history with its oldest entry gone and this one before the others."""
+    values, places = history
+    return tuple(jnp.concatenate([new[None], old[:-1]]) for new, old in ((value, values), (place, places)))
+
+
+def by_order(order, methods, *args):
+    """methods[order - 1](*args), for a traced order; the methods are of order 1, 2, .."""
+    return jax.lax.switch(jnp.clip(order - 1, 0, len(methods) - 1), methods, *args)

@@ -1,0 +1,196 @@
+"""Multistep samplers of the probability-flow ODE: what was predicted at the last steps is used again.
+
+Where the history is too short, at the start, the order is lower.
+"""
+
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from ddpm_jax.diffusion.samplers.core import (
+    Sampler,
+    Static,
+    by_order,
+    half_log_snr,
+    integral,
+    move_by_eps,
+    move_by_x0,
+    newton,
+    no_history,
+    remember,
+)
+from ddpm_jax.diffusion.samplers.dpm_solver import IN_LOG_SNR, span
+
+# ------------------------------------------------------------- exponential Adams-Bashforth
+
+
+def _check_order(order):
+    if order not in (1, 2, 3):
+        raise ValueError(f"order must be 1, 2 or 3, found {order}")
+
+
+def _bent(process, s, h, coefficients):
+    """What the terms in u, u^2, .. of eps add to x_s."""
+    return -process.sigma(s) * h * integral(h, [0.0, *coefficients[1:]])
+
+
+def _deis_step(order, denoise, process, x, memory, at):
+    half_t, h, at_end = span(process, at)
+    eps = denoise(x, at.t).eps
+    values, places = memory
+    nodes, values = (0.0, *((place - half_t) / h for place in places)), (eps, *values)
+
+    def through(count):
+        return lambda x: x + _bent(process, at.s, h, newton(nodes[:count], values[:count]))
+
+    moved = move_by_eps(process, x, eps, at.t, at.s)
+    x = by_order(jnp.where(at_end, 1, at.i + 1), (lambda x: x, *(through(k) for k in range(2, order.value + 1))), moved)
+    return x, x, remember(memory, eps, half_t)
+
+
+def _deis_start(denoise, process, x, memory, at):
+    half_t, h, at_end = span(process, at)
+    eps = denoise(x, at.t).eps
+    euler = move_by_eps(process, x, eps, at.t, at.s)
+    there = denoise(euler, jnp.where(at_end, at.t, at.s)).eps
+    x = euler + jnp.where(at_end, 0.0, _bent(process, at.s, h, [eps, there - eps]))
+    return x, x, remember(memory, eps, half_t)
+
+
+def deis(*, order: int = 2, published: bool = False) -> Sampler:
+    """Exponential Adams-Bashforth in lambda = log(alpha / sigma): the polynomial through the eps of the last `order` steps.
+
+    DEIS (Zhang & Chen 2023, section 3.3) with polynomials in log(sigma / alpha); order 1 is DDIM. Order 3 starts with a step of
+    Heun's method, without which (published) it would be of order 2. ValueError for other orders. Evaluations per step: 1, and 1
+    more at the first of order 3 unless published.
+    """
+    _check_order(order)
+    history, step = Partial(no_history, Static(max(order - 1, 1))), Partial(_deis_step, Static(order))
+    if published or order < 3:
+        return Sampler(history, step, noise_free=True, needs_alpha=IN_LOG_SNR)
+    return Sampler(history, step, noise_free=True, start=Partial(_deis_start), starts=1, needs_alpha=IN_LOG_SNR)
+
+
+# ------------------------------------------------------------- pseudo numerical methods
+
+# Weights of the newest eps and those before it, where none, one, two or three are remembered.
+ADAMS_BASHFORTH = (
+    (1, 0, 0, 0),
+    (3 / 2, -1 / 2, 0, 0),
+    (23 / 12, -16 / 12, 5 / 12, 0),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def _plms_step(denoise, process, x, memory, at):
+    eps = denoise(x, at.t).eps
+    row = jnp.asarray(ADAMS_BASHFORTH, x.dtype)[jnp.minimum(at.i, 3)]
+    mixed = row[0] * eps + jnp.tensordot(row[1:], memory[0], 1)
+    x = move_by_eps(process, x, mixed, at.t, at.s)
+    return x, x, remember(memory, eps, at.t)
+
+
+def _plms_start(denoise, process, x, memory, at):
+    eps = denoise(x, at.t).eps
+    euler = move_by_eps(process, x, eps, at.t, at.s)
+    at_end = process.sigma(at.s) == 0
+    there = denoise(euler, jnp.where(at_end, at.t, at.s)).eps
+    x = jnp.where(at_end, euler, move_by_eps(process, x, 0.5 * (eps + there), at.t, at.s))
+    return x, x, remember(memory, eps, at.t)
+
+
+def plms() -> Sampler:
+    """PLMS: x / alpha moves by a mean of the last four eps times the change of sigma / alpha (Liu et al. 2022, eq. 11, 12).
+
+    The weights of Adams and Bashforth are right for even steps in the variable of integration, which steps in sigma / alpha
+    are not, so the order is 2. The first step is Heun's, the next two have 2 and 3 terms (Rombach et al. 2022, code).
+    Evaluations per step: 1, at the first 2.
+    """
+    history = Partial(no_history, Static(3))
+    return Sampler(history, Partial(_plms_step), noise_free=True, start=Partial(_plms_start), starts=1, needs_alpha=ON_RATIO)
+
+
+def _pndm_start(denoise, process, x, memory, at):
+    at_end = process.sigma(at.s) == 0
+    middle, end = 0.5 * (at.t + at.s), jnp.where(at_end, at.t, at.s)
+
+    def eps_after(eps, s):
+        return denoise(move_by_eps(process, x, eps, at.t, s), s).eps
+
+    first = denoise(x, at.t).eps
+    second = eps_after(first, middle)
+    third = eps_after(second, middle)
+    mixed = (first + 2 * second + 2 * third + eps_after(third, end)) / 6
+    x = move_by_eps(process, x, jnp.where(at_end, first, mixed), at.t, at.s)
+    return x, x, remember(memory, first, at.t)
+
+
+def pndm() -> Sampler:
+    """PNDM: `plms` whose first three steps are of the fourth-order Runge-Kutta form (Liu et al. 2022, algorithm 2, eq. 13).
+
+    Their middle is that in t; on a table it may lie between two steps. Order 2. Evaluations per step: 1, at the first three 4.
+    """
+    history = Partial(no_history, Static(3))
+    return Sampler(history, Partial(_plms_step), noise_free=True, start=Partial(_pndm_start), starts=3, needs_alpha=ON_RATIO)
+
+
+ON_RATIO = "it moves along sigma / alpha, which is infinite where alpha = 0"
+
+# ------------------------------------------------------------- UniPC
+
+
+def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
+    """The steps of orders 1 .. order from t to s, functions of no argument, with x0 = values[k] at lambda = places[k].
+
+    corrected: x0 at s, with which they are one order higher.
+    """
+    half_t, half_s = places[0], half_log_snr(process, s)
+    h = jnp.where(jnp.isposinf(half_s), 1.0, half_s - half_t)
+    moved, alpha = move_by_x0(process, x, values[0], t, s), process.alpha(s)
+    at_s = () if corrected is None else ((1.0, corrected),)
+
+    def of(count):
+        past = [((place - half_t) / h, value) for place, value in zip(places[1:count], values[1:count], strict=True)]
+        known = [*past, *at_s]
+        if not known:
+            return moved
+        if len(known) == 1:  # one slope with the weight 1/2 of their B(h) = e^-h - 1, in place of that of its integral
+            ((node, value),) = known
+            return moved - alpha * jnp.expm1(-h) * 0.5 * (value - values[0]) / node
+        nodes, known_values = zip(*known, strict=True)
+        c = newton((0.0, *nodes), (values[0], *known_values))
+        return moved + alpha * h * integral(-h, [0.0, *c[1:]])
+
+    return [lambda count=count: of(count) for count in range(1, order + 1)]
+
+
+def _unipc_step(order, corrector, denoise, process, x, memory, at):
+    before, t_before, (values, places) = memory
+    half_t, x0 = half_log_snr(process, at.t), denoise(x, at.t).x0
+    if corrector.value:
+        methods = _unipc_methods(process, before, t_before, at.t, values, places, order.value, x0)
+        x = by_order(at.i + 1, [lambda: x, *methods])
+    values, places = (x0, *values), (half_t, *places)
+    methods = _unipc_methods(process, x, at.t, at.s, values, places, order.value)
+    moved = by_order(jnp.where(process.sigma(at.s) == 0, 1, at.i + 1), methods)
+    return moved, moved, (x, at.t, remember(memory[2], x0, half_t))
+
+
+def _unipc_memory(order, x):
+    return x, jnp.zeros((), x.dtype), no_history(order, x)
+
+
+def unipc(*, order: int = 2, corrector: bool = True) -> Sampler:
+    """UniPC (Zhao et al. 2023, algorithms 5 and 6, on x0, with B(h) = e^-h - 1); without the corrector UniP.
+
+    The prediction at s, once made, first corrects the step that led there; the state at the end is not corrected. A predictor
+    of order 2 and a corrector of order 1 weigh their one difference by B / 2; higher ones solve for the weights, which is to
+    integrate the polynomial through all values. It starts with its lower orders. Its order is 2, 3, 3 for order = 1, 2, 3, that
+    of UniP 1, 2, 2. ValueError for another. Evaluations per step: 1.
+    """
+    _check_order(order)
+    return Sampler(
+        Partial(_unipc_memory, Static(order)),
+        Partial(_unipc_step, Static(order), Static(corrector)),
+        noise_free=True,
+        needs_alpha=IN_LOG_SNR,
+    )

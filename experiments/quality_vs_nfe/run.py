@@ -1,0 +1,118 @@
+"""Every sampler on one trained network, at 5, 10, 20, 50 and 100 network evaluations.
+
+    python -m ddpm_jax.main --config=configs/toy2d.py:vp --config.data.pattern=checkerboard --workdir=runs/nfe-toy2d
+    python -m ddpm_jax.main --config=configs/digits.py:vp --workdir=runs/nfe-digits
+    python -m experiments.quality_vs_nfe.run runs/nfe-toy2d runs/nfe-digits
+
+Writes toy2d.png and digits.png beside this file, rows of samplers, columns of evaluations, and prints a table: the sliced
+Wasserstein distance of 10,000 samples of the first run to fresh data, and, on a mixture of Gaussians whose denoiser is exact,
+the distance of deterministic samplers to the exact flow. README.md says what is measured.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import plots
+from ddpm_jax.data import toy2d
+from ddpm_jax.diffusion import oracle
+from ddpm_jax.diffusion.grids import uniform
+from ddpm_jax.diffusion.predictions import Prediction
+from ddpm_jax.diffusion.sample import sample, sample_keys
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, adaptive_ode, meter
+from ddpm_jax.images import to_uint8
+
+EVALUATIONS = (5, 10, 20, 50, 100)
+POINTS, PATHS, IMAGES, DIRECTIONS = 10_000, 512, 4, 256
+ROWS = {
+    name: {"name": name}
+    for name in SAMPLERS
+    if name != "adaptive_ode"  # which takes as many as its tolerance asks for
+} | {
+    "ancestral": {"name": "ancestral", "variance": "small"},
+    "ddim, eta 1": {"name": "ddim", "eta": 1.0},
+    "heun, s_churn 8": {"name": "heun", "s_churn": 8.0},
+    "annealed_langevin": {"name": "annealed_langevin", "langevin_steps": 1},
+    "unipc 3": {"name": "unipc", "order": 3},
+    "deis 3": {"name": "deis", "order": 3},
+}
+HERE = Path(__file__).parent
+
+
+def made(settings):
+    return SAMPLERS[settings["name"]](**{key: value for key, value in settings.items() if key != "name"})
+
+
+def transitions(sampler, process, evaluations) -> int:
+    """The most of them that cost, with the denoising at the end, no more than these evaluations; 0 where one costs more."""
+
+    def cost(step):
+        counted, apart, spent = meter(lambda x, t: Prediction(x, x))  # noqa: ARG005
+        x = jnp.ones((1, 2))
+        step(
+            counted, process, x, sampler.init(x), At(jnp.asarray(0.5), jnp.asarray(0.4), jnp.asarray(0), 1, lambda _: x, apart)
+        )
+        return int(spent())
+
+    first = cost(sampler.start) if sampler.starts else 0
+    left, n = evaluations - 1, 0
+    while left >= (price := first if n < sampler.starts else cost(sampler.step)):
+        left, n = left - price, n + 1
+    return n
+
+
+def sliced_wasserstein(a, b) -> float:
+    """The mean over directions of the 1-Wasserstein distance of the projections of two sets [N, 2] of one size."""
+    angles = np.arange(DIRECTIONS) / DIRECTIONS * np.pi
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    return float(np.abs(np.sort(a @ directions, 0) - np.sort(b @ directions, 0)).mean())
+
+
+def path_distance(sampler, process, n) -> float:
+    """RMS distance to the exact flow of a mixture, from one noise and down one grid."""
+    data = oracle.mixture([[-0.9, 0.4], [0.7, -0.5], [0.3, 0.9]], [0.02 * np.eye(2)] * 3)
+    keys, times = sample_keys(0, jnp.arange(PATHS)), uniform(process, steps=n + 1)
+
+    def drawn(sampler, times):
+        run = jax.jit(lambda times: sample(sampler, oracle.denoiser(data, process), process, times, keys, (2,), last="stop").x)
+        return run(times)
+
+    exact = drawn(adaptive_ode(rtol=1e-6, atol=1e-6), times[jnp.array([0, -1])])
+    return float(jnp.sqrt(jnp.mean((drawn(sampler, times) - exact) ** 2)))
+
+
+def main() -> None:
+    points, digits = (ddpm_jax.load(path) for path in sys.argv[1:])
+    config = points.config.data
+    draws = (toy2d.load(pattern=config.pattern, num_examples=POINTS, seed=seed).arrays["image"] for seed in (1001, 1002))
+    fresh, other = draws
+    print(f"two sets of fresh data are {sliced_wasserstein(fresh, other):.4f} apart")
+    clouds, strips = [], []
+    blank = np.full((160, 160, 3), 255, np.uint8)
+    for name, settings in ROWS.items():
+        sampler, cells, distances, paths = made(settings), [], [], []
+        for evaluations in EVALUATIONS:
+            n = transitions(sampler, points.process, evaluations)
+            if n == 0:
+                cells.append((blank, np.ones((IMAGES, 8, 8, 1), np.float32)))
+                distances.append("")
+                paths.append("")
+                continue
+            given = settings | {"steps": n + 1, "grid": "uniform", "clip": "none", "last": "denoise"}
+            cloud = points.sample(POINTS, **given, batch_size=POINTS)
+            cells.append((plots.scatter(cloud, side=160), digits.sample(IMAGES, **given | {"clip": "rederive"})))
+            distances.append(f"{sliced_wasserstein(cloud, fresh):.4f}")
+            paths.append(f"{path_distance(sampler, points.process, n):.1e}" if sampler.noise_free else "")
+        clouds += [cloud for cloud, _ in cells]
+        strips += [to_uint8(image) for _, images in cells for image in images]
+        print(f"| {name} | {' | '.join(distances)} | {' | '.join(paths)} |", flush=True)
+    plots.save_png(HERE / "toy2d.png", plots.image_grid(np.stack(clouds), columns=len(EVALUATIONS)))
+    plots.save_png(HERE / "digits.png", plots.image_grid(np.stack(strips), columns=len(EVALUATIONS) * IMAGES, min_tile=24))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion import adaptive, oracle, probability_flow
+from ddpm_jax.diffusion.processes import PROCESSES
+
+ENDS = {name: PROCESSES[name] for name in ("linear", "sub_vp", "ve", "edm")} | {
+    "linear to zero": partial(PROCESSES["linear"], zero_terminal_snr=True),
+    "rectified_flow to 1": partial(PROCESSES["rectified_flow"], t_max=1.0),
+}
+
+
+def growth(t, x, rate):
+    """Grows by exp(rate sin(5 t) / 5)."""
+    return rate * jnp.cos(5 * t) * x
+
+
+def test_accuracy_and_direction(x64):  # noqa: ARG001
+    """A tighter tolerance is a smaller error; up and down again is where it began."""
+    x, rates = jnp.ones((3, 2)), jnp.array([0.5, 1.0, 4.0])
+    exact = jnp.exp(rates * jnp.sin(10.0) / 5)[:, None] * x
+    errors = []
+    for tolerance in (1e-3, 1e-6, 1e-9):
+        up = adaptive.solve(growth, x, 0.0, 2.0, rates, rtol=tolerance, atol=tolerance)
+        assert up.reached.all()
+        errors.append(abs(up.x - exact).max())
+    assert errors[0] > 20 * errors[1] > 400 * errors[2] and errors[2] < 1e-7
+    down = adaptive.solve(growth, up.x, 2.0, 0.0, rates, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(down.x, x, atol=1e-7)
+
+
+def test_every_evaluation_is_counted():
+    calls = []
+
+    def counted(t, x, rate):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        return growth(t, x, rate)
+
+    for rate in (0.5, 4.0):
+        calls.clear()
+        solved = adaptive.solve(counted, jnp.ones((1, 2)), 0.0, 2.0, jnp.array([rate]))
+        jax.effects_barrier()
+        assert solved.evaluations[0] == len(calls) > 20
+
+
+def test_an_example_is_alone():
+    """Its state and its count are those that it has by itself; the stiffer one needs more evaluations."""
+    x, rates = {"a": jnp.ones((2, 2)), "b": jnp.ones((2,))}, jnp.array([0.5, 20.0])
+
+    def field(t, x, rate):
+        return jax.tree.map(lambda part: growth(t, part, rate), x)
+
+    both = adaptive.solve(field, x, 0.0, 2.0, rates)
+    for i in range(2):
+        alone = adaptive.solve(field, {name: part[i : i + 1] for name, part in x.items()}, 0.0, 2.0, rates[i : i + 1])
+        np.testing.assert_allclose(both.x["a"][i], alone.x["a"][0], rtol=1e-5)
+        assert both.evaluations[i] == alone.evaluations[0]
+    assert both.evaluations[1] > 2 * both.evaluations[0]
+
+
+def test_the_limit():
+    """It is told per example, and inside jit."""
+    solve = jax.jit(lambda rates: adaptive.solve(growth, jnp.ones((2, 1)), 0.0, 2.0, rates, max_evaluations=120))
+    solved = solve(jnp.array([0.5, 50.0]))
+    assert solved.reached.tolist() == [True, False] and solved.evaluations.max() <= 120
+    with pytest.raises(ValueError, match="at least 7, those of one step, found 6"):
+        adaptive.solve(growth, jnp.ones((1, 1)), 0.0, 1.0, jnp.ones(1), max_evaluations=6)
+
+
+@pytest.mark.parametrize("make", ENDS.values(), ids=ENDS)
+def test_the_probability_flow_in_its_coordinates(make, x64):  # noqa: ARG001
+    """On a Gaussian, from t_min to t_max, against the flow map; two of them end at alpha = 0."""
+    process = make()
+    data = oracle.gaussian([0.5, -0.3], [[0.3, 0.1], [0.1, 0.2]])
+    denoise = oracle.denoiser(data, process)
+    low, high = process.t_min.likelihood, process.t_max
+    u = probability_flow.position(process, jnp.stack([low, high]))
+
+    def field(u, w, _):
+        return probability_flow.slope(denoise, process, w[None], probability_flow.time(process, u))[0]
+
+    low_scale, high_scale = probability_flow.scale(process, low), probability_flow.scale(process, high)
+    x, _ = oracle.draw(data, process, low, jax.random.split(jax.random.key(0), 4))
+    up = jax.jit(lambda w: adaptive.solve(field, w, u[0], u[1], rtol=1e-6, atol=1e-6))(x / low_scale)
+    exact = oracle.flow(data, process, x, low, high)
+    np.testing.assert_allclose(high_scale * up.x, exact, atol=1e-4 * high_scale)
+
+
+def test_times_of_positions(process, times):
+    u = probability_flow.position(process, times)
+    assert (jnp.diff(u) > 0).all() and u[-1] <= 0
+    np.testing.assert_allclose(probability_flow.time(process, u), times, rtol=1e-6, atol=1e-12)
+
+
+def test_the_name_of_the_process_does_not_matter(x64):  # noqa: ARG001
+    """The slope at one position and one w is the same for a VP, a VE and a flow view of one problem."""
+    data = oracle.mixture([[0.5, -0.3], [-0.5, 0.2]], [0.01 * np.eye(2), 0.04 * np.eye(2)])
+    w, slopes = jnp.array([[0.3, 0.2], [-0.1, 0.5]]), []
+    for name in ("vp", "ve", "rectified_flow", "edm", "sub_vp", "trig_flow"):
+        process = PROCESSES[name]()
+        t = probability_flow.time(process, jnp.array(-0.7))
+        np.testing.assert_allclose(probability_flow.position(process, t), -0.7, rtol=1e-9)
+        slopes.append(probability_flow.slope(oracle.denoiser(data, process), process, w, t))
+    np.testing.assert_allclose(slopes, [slopes[0]] * 6, rtol=1e-7)
