@@ -1,8 +1,8 @@
 """Weightings of the squared error, and the losses made of them and of the variational bound.
 
 A weighting weight(process, t) multiplies |e|^2, the error that all prediction types share (`predictions`): eps is off by
-alpha e and x0 by -sigma e, so a paper's weight of |eps - eps_hat|^2 is here times alpha^2, of |x0 - x0_hat|^2 times sigma^2. Each
-type's error is computed in its own space. With SNR = alpha^2 / sigma^2 and g^2 / sigma^2 = -d log_snr/dt:
+alpha e and x0 by -sigma e, so a paper's weight of |eps - eps_hat|^2 is here times alpha^2, of |x0 - x0_hat|^2 times sigma^2.
+Each type's error is computed in its own space. With SNR = alpha^2 / sigma^2 and g^2 / sigma^2 = -d log_snr/dt:
 
                    of |eps - eps_hat|^2                          of |x0 - x0_hat|^2, that times SNR
     simple         1, also known as snr and ncsn                 SNR
