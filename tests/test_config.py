@@ -431,6 +431,35 @@ def test_an_average_that_there_is_not():
         configs.validate(smoke({"ema.decays": ()}))
 
 
+LEARNS = {"loss.name": "hybrid", "loss.variance": "learned"}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sampler.variance": "learned_range"}, "loss.name=hybrid or vlb.*take one of small, large$"),
+        (LEARNS | {"sampler.variance": "learned_range"}, "loss.variance=learned_range, .*take one of small, large, learned$"),
+        (LEARNS | {"sampler.variance": "learned"}, "of single steps of the chain: take all of them, sampler.steps=1000"),
+        ({"loss.name": "hybrid", "loss.variance": "small"}, "and small is fixed: take loss.variance=learned_range"),
+        ({"loss.name": "vlb", "process.name": "vp"}, "a chain of steps that ends in the data"),
+        ({"times.name": "importance", "process.name": "vp"}, "at each step of a table"),
+    ],
+)
+def test_losses_times_and_variances_that_do_not_go_together(changes, words):
+    with pytest.raises(UserError, match=f"do not go together: .*loss.name=.*The reason: .*{words.replace('$', r'[.]$')}"):
+        configs.validate(smoke(changes))
+
+
+def test_a_learned_variance_is_sampled_with_where_it_was_learned():
+    """Or with a fixed one, or by a sampler that asks for none."""
+    full = {"process.steps": 5}
+    for learned in ({"loss.name": "vlb"}, full | LEARNS):
+        variance = learned.get("loss.variance", "learned_range")
+        for changes in ({"sampler.variance": variance}, {"sampler.variance": "small"}, {"sampler.name": "ddim"}):
+            configs.validate(smoke(learned | changes))
+    configs.validate(smoke({"sampler.name": "ddim", "sampler.variance": "learned"}))
+
+
 def test_flatten_and_unflatten():
     flat = {key: entry.default for key, entry in configs.KEYS.items()}
     assert configs.flatten(configs.base()) == flat

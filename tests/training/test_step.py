@@ -53,6 +53,19 @@ def test_the_same_on_any_number_of_devices_and_in_micro_batches(point_config, po
     assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
 
 
+@pytest.mark.parametrize("devices, micro_batches", [(4, 1), (2, 2)])
+def test_times_that_see_the_whole_batch(devices, micro_batches, point_config, point_source):
+    """Stratified ones go by the place in it, importance-sampled ones by the losses of all of it, in its order."""
+    point_config.process.steps, point_config.times.kept = 5, 2
+    for name in ("stratified", "importance"):
+        point_config.times.name = name
+        one = run_steps(point_config, point_source, 5, devices=1)
+        other = run_steps(point_config, point_source, 5, devices, micro_batches=micro_batches)
+        assert_rounding_apart(one, other)
+        chex.assert_trees_all_close(one[0].history, other[0].history, rtol=1e-5)
+    assert one[0].history.counts.sum() == 5 * 16 and (one[0].history.counts >= 2).all()
+
+
 @pytest.mark.parametrize(
     "devices, micro_batches", [(4, 1), *(pytest.param(*s, marks=pytest.mark.full) for s in SPLITS if s != (4, 1))]
 )
@@ -156,9 +169,9 @@ def test_an_update_that_is_not_finite_is_refused(bad):
             losses = params * x + jnp.sqrt(jnp.where(is_bad, 0.0, 1.0) * params)
         else:
             losses = params * jnp.where(is_bad, 1e19, x)
-        return losses, x / 10, ()
+        return losses, x / 10, x
 
-    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None)
+    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None, jnp.zeros(4), lambda _, seen: seen)
     optimizer = optax.sgd(1e21, momentum=0.5) if bad == "parameters" else optax.sgd(0.1, momentum=0.5)
     devices = jax.devices()[:2]
     state = init_state(task, optimizer, 0, 2)
@@ -171,14 +184,17 @@ def test_an_update_that_is_not_finite_is_refused(bad):
     if bad != "parameters":
         after, metrics = step(refused, data, np.array([[[1, 2]], [[4, 3]]], np.int32))
         assert after.step == 2 and after.params != 1 and np.isfinite(metrics["loss"]).all()
+        assert after.history.tolist() == [1, 2, 4, 3]  # what was seen on all devices, in the order of the batch
 
 
-def test_what_bfloat16_leaves_in_float32(tiny_config):
+@pytest.mark.parametrize("loss", ["denoising", "hybrid"])
+def test_what_bfloat16_leaves_in_float32(loss, tiny_config):
     """Parameters, averages, optimizer state and metrics; in the network the sums, and the last convolution, alone of them all.
 
     Of the statistics of normalisation, tests/models/test_unet.py tests the numbers: a sum's type tells nothing of its terms'.
     """
     tiny_config.network.update(dtype="bfloat16", attention=(4,))
+    tiny_config.loss.name = loss
     task, optimizer = build(tiny_config, (8, 8, 1)), construct(OPTIMIZERS, tiny_config.optim)
     state = jax.eval_shape(lambda: init_state(task, optimizer, 0, 1))
     one_device = make_step(task, optimizer, seed=0, ema_decays=(0.9,))
