@@ -212,8 +212,7 @@ def validate(config: ConfigDict) -> None:
     if config.sampler.ema >= len(decays):
         raise UserError(
             f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
-            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays))
-            + "."
+            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays)) + "."
         )
 
 
