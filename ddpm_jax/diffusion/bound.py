@@ -6,6 +6,7 @@ over its elements; `bits` converts them.
 A decoder(x0, mean, log_variance) -> log p(x_0 | x_t), elementwise, broadcasts its arguments.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -33,7 +34,7 @@ VARIANCES: dict[str, Callable] = {
 
 def bits(nats: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Nats per example of this shape, without the batch axis, as bits per dimension."""
-    return nats / (jnp.prod(jnp.asarray(shape, nats.dtype)) * jnp.log(2.0))
+    return nats / (math.prod(shape) * math.log(2))
 
 
 def bins(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
@@ -77,7 +78,9 @@ def bound_term(
     error = expand(process.alpha(s) * one_minus_snr_ratio(process, t, s), x0) * (x0 - prediction.x0)
     log_ratio = jnp.where(at_end, 0.0, log_u - log_v)
     kl = 0.5 * (jnp.expm1(log_ratio) - log_ratio + jnp.square(error) * jnp.exp(-log_v))
-    return _sum(jnp.where(at_end, -decoder(x0, prediction.x0, log_v), kl))
+    # Elsewhere the decoder is asked of x0 itself: x0_hat may be huge where alpha is small, and overflow in the slopes.
+    decoded = decoder(x0, jnp.where(at_end, prediction.x0, x0), jnp.where(at_end, log_v, 0.0))
+    return _sum(jnp.where(at_end, -decoded, kl))
 
 
 def last_term(process: Process, x0: jax.Array, x: jax.Array, t: jax.Array, decoder: Callable = bins) -> jax.Array:

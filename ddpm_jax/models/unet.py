@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, C], float32.
+    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, outputs C], float32.
 
     channels: of the first level; level i has channels * multipliers[i]. blocks: residual blocks per level (one more on
     the way up). attention: the feature-map heights with self-attention. Between levels a strided convolution halves the
@@ -100,6 +100,7 @@ class UNet(nn.Module):
     resample_projection: bool = False
     progressive_input: bool = False
     single_up_attention: bool = False
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x, time, keys=None):
@@ -176,7 +177,7 @@ class UNet(nn.Module):
                 h = up(h)
 
         h = nn.silu(group_norm(h.shape[-1], self.groups, dtype)(h))
-        return nn.Conv(image_channels, (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
+        return nn.Conv(self.outputs * image_channels, (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
 
 
 def check_image_size(size: tuple[int, int], levels: int) -> None:
