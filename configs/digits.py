@@ -18,4 +18,5 @@ def get_config(names: str = ""):
     config.ema.decays = (0.995,)
     config.train.update(steps=500, log_every=50, sample_every=250, checkpoint_every=250)
     config.sampler.update(steps=250)
+    config.eval.split = "train"  # it has no other
     return variants.apply(config, names)

@@ -75,6 +75,7 @@ def smoke(config: ConfigDict) -> None:
     config.optim.update(warmup_steps=2)
     config.train.update(steps=8, batch_size=16, steps_per_call=0, log_every=2, sample_every=4, checkpoint_every=4)
     config.sampler.update(steps=5, num_samples=4, batch_size=4)
+    config.eval.update(num_examples=4, batch_size=4, solver="rk4", steps=3, bound_terms=4)
 
 
 VARIANTS: dict[str, Variant] = {
