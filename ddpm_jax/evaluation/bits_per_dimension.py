@@ -185,13 +185,13 @@ def report(summary: dict[str, Any]) -> list[str]:
         return f"{part['bits_per_dimension']:.4f}{error} bits per dimension"
 
     data = conditions["data"]
-    settings = ", ".join(f"{key} {how[key]:g}" if key != "grid" else f"grid {how[key]}" for key in how if key in
-                         ("steps", "grid", "rtol", "atol"))  # fmt: skip
+    settings = ", ".join(f"{key} {how[key]}" for key in ("steps", "grid", "rtol", "atol") if key in how)
+    probes = "exact trace" if how["probe"] == "exact" else f"{how['probes']} {how['probe']} probe{'s' * (how['probes'] > 1)}"
     pixels = f"dequantised with seed {conditions['seed']}, " if how["dequantised"] else ""
     return [
         f"{summary['examples']} examples of {data['name']}, split {data['split']}; checkpoint of step "
         f"{conditions['checkpoint_step']}, EMA {conditions['ema_decay']}",
-        f"  probability-flow ODE: {number(ode)} ({pixels}{how['solver']}, {settings}, {how['probes']} {how['probe']} probes, "
+        f"  probability-flow ODE: {number(ode)} ({pixels}{how['solver']}, {settings}, {probes}, "
         f"t_min {how['t_min']:g}, {ode['evaluations']:.0f} evaluations)",
         f"  variational bound: {number(bound)} (L_T {bound['prior']:.4f}, between {sum(bound['terms_by_tenth']):.4f}, L_0 "
         f"{bound['decoder']:.4f}; {chain['evaluated']} of {chain['transitions']} steps, {chain['variance']} variance, "

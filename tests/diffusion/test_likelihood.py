@@ -68,21 +68,20 @@ def test_the_exact_density(make, x64):  # noqa: ARG001
 
 
 def test_heun_on_the_steps_of_a_table(x64):  # noqa: ARG001
-    """Halved steps, 4 times less error; all the times that the network sees are steps of the table."""
-    process = PROCESSES["linear"]()
-    data, _, x, exact, keys = world(process)
-    errors = [abs(run(process, data, x, keys, heun(steps=n, grid="uniform")).log_density - exact).max() for n in (251, 501)]
-    assert 3 < errors[0] / errors[1] < 5
+    """On all of them it is exact to 1e-3; on any, the times that the network sees are among them."""
+    process, seen = PROCESSES["linear"](), []
+    data, denoise, x, exact, keys = world(process)
+    found = run(process, data, x, keys, heun(steps=1000, grid="uniform"))
+    chex.assert_trees_all_close(found.log_density, exact, atol=1e-3)
 
-    def checked(x, t):
+    def watched(x, t):
         jax.debug.callback(lambda t: seen.append(float(t) * 1000), t)
-        return oracle.denoiser(data, process)(x, t)
+        return denoise(x, t)
 
-    seen = []
-    found = log_likelihood(checked, process, x, keys, solver=heun(steps=6, grid="uniform"))
+    jax.jit(partial(log_likelihood, watched, process, solver=heun(steps=6)))(x, keys)
     jax.effects_barrier()
-    assert (found.evaluations == 10).all() and len(seen) >= 10
-    np.testing.assert_allclose(seen, np.rint(seen), atol=1e-3)
+    assert len(seen) >= 10
+    np.testing.assert_allclose(seen, np.rint(seen), atol=1e-6)
 
 
 def test_orders(x64):  # noqa: ARG001
@@ -121,21 +120,20 @@ def test_scikit_learn_agrees(x64):  # noqa: ARG001
 
 
 def test_rademacher_is_exact_where_the_jacobian_is_diagonal(x64):  # noqa: ARG001
-    """And the Gaussian is not; where it is not diagonal neither is, and the error told is the size of the one made."""
+    """Elsewhere, and everywhere with normal probes, there is an error, of the size that is told."""
     process = PROCESSES["rectified_flow"]()
     t_min, keys = process.t_min.likelihood, jax.random.split(jax.random.key(1), 64)
-    for covariance, is_exact in (([[0.3, 0.0], [0.0, 0.05]], True), ([[0.3, 0.1], [0.1, 0.05]], False)):
+    for covariance, diagonal in (([[0.3, 0.0], [0.0, 0.05]], True), ([[0.3, 0.1], [0.1, 0.05]], False)):
         data = oracle.gaussian([0.5, -0.3], covariance)
         x, _ = oracle.draw(data, process, t_min, jax.random.split(jax.random.key(0), 64))
         exact = run(process, data, x, keys, RK4).log_density
-        for probe in ("rademacher", "gaussian"):
-            found = run(process, data, x, keys, RK4, probe=probe, probes=8)
-            if is_exact and probe == "rademacher":
-                chex.assert_trees_all_close(found.log_density, exact, atol=1e-9)
-            else:
-                scores = (found.log_density - exact) / found.standard_error
-                assert 0.7 < (scores**2).mean() ** 0.5 < 2  # t-values of 7 degrees of freedom: 1.2
-    assert jnp.isnan(run(process, data, x, keys, RK4, probe="gaussian").standard_error).all()
+        by_signs = abs(run(process, data, x, keys, RK4, probe="rademacher").log_density - exact)
+        assert by_signs.max() < 1e-9 if diagonal else by_signs.min() > 0.1
+        by_normals = run(process, data, x, keys, RK4, probe="gaussian", probes=8)
+        scores = (by_normals.log_density - exact) / by_normals.standard_error
+        assert 0.7 < (scores**2).mean() ** 0.5 < 2  # t-values of 7 degrees of freedom: 1.2
+    one = run(process, data, x, keys, RK4, probe="rademacher")
+    assert jnp.isnan(one.standard_error).all() and jnp.isfinite(one.log_density).all()
 
 
 def test_probes():
