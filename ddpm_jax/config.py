@@ -10,8 +10,8 @@ from ddpm_jax.construct import takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.likelihood import FROM_END_TO_END, PROBES, SOLVERS
-from ddpm_jax.diffusion.losses import WEIGHTINGS
-from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
+from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
+from ddpm_jax.diffusion.posterior import VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import LASTS
@@ -91,12 +91,22 @@ KEYS: dict[str, Key] = {
     "process.ratio_max": Key(160.0, "trig_flow: sigma / alpha at the last time", POSITIVE),
     "prediction.name": Key("eps", "what the network predicts", PREDICTIONS),
     "prediction.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
-    "loss.weighting": Key("simple", "what squared error is averaged: simple, that of eps; x0; v; velocity; edm", WEIGHTINGS),
+    "loss.name": Key("denoising", "denoising; hybrid: with the variance learned by the bound; vlb: the bound alone", LOSSES),
+    "loss.weighting": Key("simple", "denoising, hybrid: what squared error is averaged; simple: that of eps", WEIGHTINGS),
+    "loss.variance": Key("learned_range", "hybrid, vlb: of the reverse step, learned or fixed", VARIANCES),
     "loss.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
+    "loss.gamma": Key(5.0, "min_snr: the largest SNR that counts", POSITIVE),
+    "loss.k": Key(1.0, "p2: added to the SNR", POSITIVE),
+    "loss.power": Key(1.0, "p2: of their sum, by which it divides", NOT_NEGATIVE),
+    "loss.bias": Key(0.0, "sigmoid: the log-SNR of half its weight", FINITE),
     "times.name": Key("uniform", "distribution of training times", TIMES),
-    "times.t_min": Key(0.0, "uniform in continuous time: the lower end; 0: the process's own", NOT_NEGATIVE),
+    "times.t_min": Key(0.0, "but for log_normal, in continuous time: the lower end; 0: the process's own", NOT_NEGATIVE),
     "times.mean": Key(-1.2, "log_normal: mean of log(sigma / alpha)", FINITE),
     "times.std": Key(1.2, "log_normal: its standard deviation", POSITIVE),
+    "times.location": Key(0.0, "logit_normal: mean of the logit of t", FINITE),
+    "times.scale": Key(1.0, "logit_normal: its standard deviation", POSITIVE),
+    "times.kept": Key(10, "importance: losses remembered for each time", POSITIVE),
+    "times.uniform_share": Key(0.001, "importance: share of times that are uniform", UNIT),
     "optim.name": Key("adam", "the optimizer", OPTIMIZERS),
     "optim.learning_rate": Key(2e-4, "after the warm-up", POSITIVE),
     "optim.warmup_steps": Key(5000, "steps of linear warm-up from 0", NOT_NEGATIVE),
@@ -125,7 +135,7 @@ KEYS: dict[str, Key] = {
     "sampler.sections": Key("10,10,15,15,15", "sections: their counts per section of the chain, or ddim50"),
     "sampler.rho": Key(7.0, "karras: sigma^(1/rho) is evenly spaced", POSITIVE),
     "sampler.times": Key((1.0,), "explicit: the times themselves", NOT_NEGATIVE),
-    "sampler.variance": Key("large", "ancestral: variance of the reverse step", FIXED_VARIANCES),
+    "sampler.variance": Key("large", "ancestral: variance of the reverse step; a learned one where the run has it", VARIANCES),
     "sampler.eta": Key(0.0, "ddim: share of fresh noise", FRACTION),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
@@ -147,7 +157,7 @@ KEYS: dict[str, Key] = {
     "eval.probes": Key(1, "rademacher, gaussian: how many per example", POSITIVE),
     "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", POSITIVE),
     "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", NOT_NEGATIVE),
-    "eval.variance": Key("large", "of the bound's reverse steps", FIXED_VARIANCES),
+    "eval.variance": Key("auto", "of the bound's reverse steps; auto: a learned one, else large", ("auto", *VARIANCES)),
 }
 
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
@@ -210,7 +220,7 @@ def validate(config: ConfigDict) -> None:
     try:
         kernel(config)
     except ValueError as error:
-        keys = "process.name process.steps prediction.name times.name sampler.name sampler.grid sampler.steps"
+        keys = "process.name process.steps prediction.name loss.name times.name sampler.name sampler.grid sampler.steps"
         flat = flatten(config)
         settings = ", ".join(f"config.{key}={flat[key]}" for key in keys.split())
         raise UserError(f"These settings do not go together: {settings}. The reason: {error}.") from error

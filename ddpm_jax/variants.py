@@ -69,6 +69,33 @@ def v(config: ConfigDict) -> None:
     config.sampler.update(name="ddim", steps=50, grid="uniform", eta=0.0)
 
 
+def improved(config: ConfigDict) -> None:
+    """4000 cosine steps, the hybrid loss with a learned variance, ancestral in 100 of them (Nichol & Dhariwal 2021)"""
+    _learn(config, "cosine", "eps", "simple")
+    config.process.steps = 4000
+    config.loss.update(name="hybrid", variance="learned_range")
+    config.sampler.update(name="ancestral", steps=100, grid="uniform", variance="learned_range")
+
+
+def improved_vlb(config: ConfigDict) -> None:
+    """as improved, trained on the variational bound alone, at importance-sampled times (Nichol & Dhariwal 2021)"""
+    improved(config)
+    config.loss.name, config.times.name = "vlb", "importance"
+
+
+def ncsn(config: ConfigDict) -> None:
+    """232 levels of noise up to 50, eps with NCSN's sigma^2, ancestral on all of them (Song & Ermon 2020, NCSNv2)"""
+    _learn(config, "ncsn", "eps", "ncsn")
+    config.process.steps = 232
+    config.sampler.update(name="ancestral", steps=232, grid="uniform", variance="small")
+
+
+def min_snr(config: ConfigDict) -> None:
+    """x0-prediction on the cosine table, the min-SNR weighting with gamma 5 (Hang et al. 2023)"""
+    _learn(config, "cosine", "x0", "min_snr")
+    config.loss.gamma = 5.0
+
+
 def smoke(config: ConfigDict) -> None:
     """the whole job in seconds on a CPU: a tiny network, a few steps, a checkpoint, samples"""
     config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=(), heads=1)
@@ -87,6 +114,10 @@ VARIANTS: dict[str, Variant] = {
     "edm": Variant(edm, "process"),
     "flow": Variant(flow, "process"),
     "v": Variant(v, "process"),
+    "improved": Variant(improved, "process"),
+    "improved_vlb": Variant(improved_vlb, "process"),
+    "ncsn": Variant(ncsn, "process"),
+    "min_snr": Variant(min_snr, "process"),
     "smoke": Variant(smoke, "size"),
 }
 

@@ -15,12 +15,13 @@ from ddpm_jax import variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.grids import GRIDS
-from ddpm_jax.diffusion.losses import WEIGHTINGS
+from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.samplers import SAMPLERS
-from ddpm_jax.diffusion.times import TIMES
+from ddpm_jax.diffusion.times import TIMES, Examples
 from ddpm_jax.errors import Diverged, UserError
+from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import jobs, loop
 from ddpm_jax.training.optimizers import OPTIMIZERS
@@ -84,12 +85,22 @@ TASK_KEYS = {
     "process.ratio_max": (80.0, "loss sample", {"process.name": "trig_flow"}),
     "prediction.name": ("x0", "loss sample", {}),
     "prediction.sigma_data": (0.7, "loss sample", {"prediction.name": "edm"}),
+    "loss.name": ("vlb", "loss", {"loss.variance": "small"}),
     "loss.weighting": ("v", "loss", {}),
+    "loss.variance": ("learned", "init loss sample", {"loss.name": "vlb", "loss.variance": "large"}),
     "loss.sigma_data": (0.7, "loss", {"loss.weighting": "edm"}),
+    "loss.gamma": (1.0, "loss", {"loss.weighting": "min_snr"}),
+    "loss.k": (2.0, "loss", {"loss.weighting": "p2"}),
+    "loss.power": (0.5, "loss", {"loss.weighting": "p2"}),
+    "loss.bias": (1.0, "loss", {"loss.weighting": "sigmoid"}),
     "times.name": ("log_normal", "loss", {"process.name": "edm"}),
     "times.t_min": (0.01, "loss", {"process.name": "vp"}),
     "times.mean": (0.0, "loss", {"process.name": "edm", "times.name": "log_normal"}),
     "times.std": (1.0, "loss", {"process.name": "edm", "times.name": "log_normal"}),
+    "times.location": (0.5, "loss", {"times.name": "logit_normal"}),
+    "times.scale": (0.5, "loss", {"times.name": "logit_normal"}),
+    "times.kept": (5, "loss", {"times.name": "importance"}),
+    "times.uniform_share": (0.1, "loss", {"times.name": "importance"}),
     "sampler.name": ("ddim", "sample", {}),
     "sampler.steps": (6, "sample", {}),
     "sampler.grid": ("quadratic", "sample", {}),
@@ -114,13 +125,13 @@ def computation(f, *args):
 def parts(config):
     task = build(config, (8, 8, 1))
     params = jax.eval_shape(task.init, jax.random.key(0))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    examples = Examples(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)), jnp.arange(2), 2)
     batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8)}
     indices = jax.ShapeDtypeStruct((2,), np.int32)
     knobs = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(task.knobs)]
     return {
         "init": str(params),
-        "loss": computation(task.loss, params, batch, keys),
+        "loss": computation(task.loss, params, batch, examples, task.history),
         "sample": (computation(task.sample, params, task.knobs, np.uint32(0), indices), knobs),
     }
 
@@ -359,7 +370,45 @@ def test_the_same_config_leaves_the_same_run(run_job):
     assert updates(smoke()) == updates(smoke())
 
 
+# ------------------------------------------------------- every key arrives: what an evaluation computes
+
+
+# key: (another value, what both configs also set)
+EVAL_KEYS = {
+    "eval.seed": (5, {}),
+    "eval.solver": ("heun", {}),
+    "eval.steps": (4, {}),
+    "eval.grid": ("uniform", {}),
+    "eval.rtol": (1e-3, {"eval.solver": "dopri5"}),
+    "eval.atol": (1e-3, {"eval.solver": "dopri5"}),
+    "eval.probe": ("gaussian", {}),
+    "eval.probes": (2, {}),
+    "eval.bound_steps": (900, {"process.name": "vp"}),
+    "eval.bound_terms": (5, {}),
+    "eval.variance": ("small", {}),
+}
+# What of the data is evaluated, and how much at once: see tests/evaluation.
+EVAL_DATA_KEYS = {"eval.bpd": True, "eval.split": "train", "eval.num_examples": 3, "eval.batch_size": 3}
+
+
+def evaluation(changes):
+    config = smoke({"network.name": "mlp"} | changes)
+    configs.validate(config)
+    task = build(config, (2,))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    rows, places = jax.ShapeDtypeStruct((2, 2), np.float32), jax.ShapeDtypeStruct((2,), np.int32)
+    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, rows, places)
+
+
+@pytest.mark.parametrize("key", EVAL_KEYS)
+def test_a_key_of_the_evaluation_arrives(key):
+    value, given = EVAL_KEYS[key]
+    assert evaluation(given) != evaluation(given | {key: value})
+    assert evaluation(given) == evaluation(given)
+
+
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
+OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
 
@@ -421,6 +470,35 @@ def test_an_average_that_there_is_not():
         configs.validate(smoke({"ema.decays": ()}))
 
 
+LEARNS = {"loss.name": "hybrid", "loss.variance": "learned"}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sampler.variance": "learned_range"}, "loss.name=hybrid or vlb.*take one of small, large$"),
+        (LEARNS | {"sampler.variance": "learned_range"}, "loss.variance=learned_range, .*take one of small, large, learned$"),
+        (LEARNS | {"sampler.variance": "learned"}, "of single steps of the chain: take all of them, sampler.steps=1000"),
+        ({"loss.name": "hybrid", "loss.variance": "small"}, "and small is fixed: take loss.variance=learned_range"),
+        ({"loss.name": "vlb", "process.name": "vp"}, "a chain of steps that ends in the data"),
+        ({"times.name": "importance", "process.name": "vp"}, "at each step of a table"),
+    ],
+)
+def test_losses_times_and_variances_that_do_not_go_together(changes, words):
+    with pytest.raises(UserError, match=f"do not go together: .*loss.name=.*The reason: .*{words.replace('$', r'[.]$')}"):
+        configs.validate(smoke(changes))
+
+
+def test_a_learned_variance_is_sampled_with_where_it_was_learned():
+    """Or with a fixed one, or by a sampler that asks for none."""
+    full = {"process.steps": 5}
+    for learned in ({"loss.name": "vlb"}, full | LEARNS):
+        variance = learned.get("loss.variance", "learned_range")
+        for changes in ({"sampler.variance": variance}, {"sampler.variance": "small"}, {"sampler.name": "ddim"}):
+            configs.validate(smoke(learned | changes))
+    configs.validate(smoke({"sampler.name": "ddim", "sampler.variance": "learned"}))
+
+
 def test_flatten_and_unflatten():
     flat = {key: entry.default for key, entry in configs.KEYS.items()}
     assert configs.flatten(configs.base()) == flat
@@ -445,8 +523,8 @@ def test_a_key_applies_where_the_choice_takes_it():
 
 
 MADE_FROM_KEYS = [
-    ("data", SOURCES), ("network", NETWORKS), ("process", PROCESSES), ("prediction", PREDICTIONS), ("loss", WEIGHTINGS),
-    ("times", TIMES), ("optim", OPTIMIZERS), ("sampler", SAMPLERS), ("sampler", GRIDS),
+    ("data", SOURCES), ("network", NETWORKS), ("process", PROCESSES), ("prediction", PREDICTIONS), ("loss", LOSSES),
+    ("loss", WEIGHTINGS), ("times", TIMES), ("optim", OPTIMIZERS), ("sampler", SAMPLERS), ("sampler", GRIDS),
 ]  # fmt: skip
 
 
@@ -472,7 +550,7 @@ FREE = {
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
     "train.max_skips", "train.debug_nans",
-    *(key for key in configs.KEYS if key.startswith("sampler.")),
+    *(key for key in configs.KEYS if key.startswith(("sampler.", "eval."))),
 }  # fmt: skip
 
 

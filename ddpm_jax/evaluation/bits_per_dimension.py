@@ -16,13 +16,14 @@ from ddpm_jax.construct import arguments, construct
 from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import VARIANCES, bins, density
+from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
 from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.run import Run
-from ddpm_jax.training.tasks import Task
+from ddpm_jax.training.tasks import Task, kernel
 
 # What a random number of an evaluation is for: the last part of its address (seed, example, purpose).
 DEQUANTISE, PROBE, NOISE = range(3)
@@ -101,9 +102,18 @@ def conditions_of(run: Run) -> dict[str, Any]:
         "bound": {
             "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)),
             "evaluated": c.bound_terms or "all",
-            "variance": c.variance,
+            "variance": variance_of(run.config),
         },
     }
+
+
+def variance_of(config: ConfigDict) -> str:
+    """The name of the bound's variance: config.eval.variance, or what it stands for. UserError for one that was not learned."""
+    learned, name = kernel(config).loss.learns, config.eval.variance
+    name = (learned or "large") if name == "auto" else name
+    if name not in (*FIXED_VARIANCES, learned):
+        raise UserError(f"config.eval.variance={name} was not learned by this run: take auto, small or large.")
+    return name
 
 
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
@@ -124,7 +134,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
         ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
         bound = likelihood.variational_bound(
             clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
-            variance=VARIANCES[c.variance], terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
+            variance=VARIANCES[variance_of(config)], terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
         )  # fmt: skip
         padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
         return {

@@ -1,6 +1,7 @@
-"""Flax networks. A network is called as network.apply(params, x [B, ...], time [B], keys [B] or None) -> output like x.
+"""Flax networks. A network: network.apply(params, x [B, ..., C], time [B], keys [B] or None) -> [B, ..., outputs C].
 
-`keys` address the randomness of dropout per example; None means evaluation.
+`outputs`, a field of every network, is 2 where a variance is learned. `keys` address the randomness of dropout per example;
+None means evaluation.
 """
 
 from collections.abc import Callable

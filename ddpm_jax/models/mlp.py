@@ -8,7 +8,7 @@ from ddpm_jax.models.layers import dropout, sinusoidal_embedding, zeros
 
 
 class MLP(nn.Module):
-    """x [B, D], time [B], keys [B] or None -> [B, D], float32.
+    """x [B, D], time [B], keys [B] or None -> [B, outputs D], float32.
 
     The coordinates and their Fourier features sin, cos(2^k pi x), k = 0..2, which fine patterns need; then
     `blocks` residual blocks of width `channels`: SiLU, Dense, plus a projection of time, SiLU, dropout, Dense. No LayerNorm:
@@ -19,6 +19,7 @@ class MLP(nn.Module):
     blocks: int
     dropout: float
     dtype: str
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x, time, keys=None):
@@ -35,4 +36,4 @@ class MLP(nn.Module):
             branch = nn.silu(branch + nn.Dense(self.channels, dtype=dtype)(embedding))
             branch = dropout(branch, self.dropout, keys, layer)
             h += nn.Dense(self.channels, dtype=dtype, kernel_init=zeros)(branch)
-        return nn.Dense(x.shape[-1], kernel_init=zeros)(nn.silu(h.astype(jnp.float32)))
+        return nn.Dense(self.outputs * x.shape[-1], kernel_init=zeros)(nn.silu(h.astype(jnp.float32)))

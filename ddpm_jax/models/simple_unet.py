@@ -26,7 +26,7 @@ class SimpleBlock(nn.Module):
 
 
 class SimpleUNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, C], float32. Any height and width.
+    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, outputs C], float32. Any height and width.
 
     A stem of channels * multipliers[0], then one block down and one up for each further multiplier (64 and (1, 2, 4, 4) give
     the usual 64-128-256-256 with three of each). Strided convolutions lead down and transposed ones up; where a side is odd,
@@ -41,6 +41,7 @@ class SimpleUNet(nn.Module):
     groups: int
     dropout: float
     dtype: str
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x, time, keys=None):
@@ -48,7 +49,7 @@ class SimpleUNet(nn.Module):
             raise UserError(f"simple_unet needs a stem and a block: two network.multipliers or more, found {self.multipliers}.")
         dtype = jnp.dtype(self.dtype)
         options = dict(groups=self.groups, dropout=self.dropout, dtype=dtype)
-        image_channels = x.shape[-1]
+        output_channels = self.outputs * x.shape[-1]
         stem, *widths = (self.channels * multiplier for multiplier in self.multipliers)
 
         embedding = nn.Dense(4 * self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
@@ -65,4 +66,4 @@ class SimpleUNet(nn.Module):
             h = nn.ConvTranspose(skip.shape[-1], (4, 4), strides=(2, 2), dtype=dtype)(h)
             h = jnp.concatenate([h[:, : skip.shape[1], : skip.shape[2]], skip], axis=-1)
             h = SimpleBlock(width, **options)(h, embedding, keys, layer)
-        return nn.Conv(image_channels, (1, 1), kernel_init=zeros)(h.astype(jnp.float32))
+        return nn.Conv(output_channels, (1, 1), kernel_init=zeros)(h.astype(jnp.float32))

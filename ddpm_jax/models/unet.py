@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, C], float32.
+    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, outputs C], float32.
 
     channels: of the first level; level i has channels * multipliers[i]. blocks: residual blocks per level (one more on
     the way up). attention: the feature-map heights with self-attention. Between levels a strided convolution halves the
@@ -67,6 +67,7 @@ class UNet(nn.Module):
     scale_shift_norm: bool = False
     residual_resample: bool = False
     head_channels: int = 0
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x, time, keys=None):
@@ -134,7 +135,7 @@ class UNet(nn.Module):
                 h = up(h)
 
         h = nn.silu(group_norm(h.shape[-1], self.groups, dtype)(h))
-        return nn.Conv(image_channels, (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
+        return nn.Conv(self.outputs * image_channels, (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
 
 
 def halve(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.training.parallel import AXIS
 from ddpm_jax.training.tasks import Task
 
@@ -15,19 +16,23 @@ INIT, TRAIN = range(2)  # the first part of a random number's address, after the
 
 
 class State(NamedTuple):
-    """All that training changes. `step` counts the steps made, refused updates among them; `ema` has one average per decay."""
+    """All that training changes. `step` counts the steps made, refused updates among them; `ema` has one average per decay.
+
+    history: what the task remembers of the steps before (`Task`); () where it is nothing.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: tuple[Any, ...]
+    history: Any = ()
 
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, averages: int) -> State:
     """The state before the first step, with `averages` copies of the parameters to begin the averages with."""
     params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
     ema = tuple(jax.tree.map(jnp.copy, params) for _ in range(averages))
-    return State(jnp.asarray(0), params, optimizer.init(params), ema)
+    return State(jnp.asarray(0), params, optimizer.init(params), ema, jax.tree.map(jnp.copy, task.history))
 
 
 def run_once(f: Callable) -> Any:
@@ -62,32 +67,35 @@ def make_step(
     gradient or the updated parameters are not finite: then only `step` advances, and the metrics tell.
     """
 
-    def gradient_of(params, data, indices, keys):
-        """(gradient of the mean loss, losses [B], levels [B]) of this device's rows."""
+    def gradient_of(params, data, indices, examples, history):
+        """The gradient of the mean loss, and (losses [B], levels [B], seen) of this device's rows."""
 
         def add(total, part):
-            indices, keys = part
+            indices, keys, places = part
             batch = {name: array[indices] for name, array in data.items()}
 
             def mean_loss(params):
-                losses, levels = task.loss(params, batch, keys)
-                return losses.mean(), (losses, levels)
+                losses, levels, seen = task.loss(params, batch, Examples(keys, places, examples.total), history)
+                return losses.mean(), (losses, levels, seen)
 
             gradients, seen = jax.grad(mean_loss, has_aux=True)(params)
             return jax.tree.map(jnp.add, total, gradients), seen
 
-        parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1), (indices, keys))
+        rows = (indices, examples.keys, examples.places)
+        parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1), rows)
         no_loop = micro_batches == 1 or jax.default_backend() == "cpu"  # where gradients of convolutions are slow in loops
         total, seen = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts, unroll=0 if no_loop else 1)
-        losses, levels = (rows.reshape(-1) for rows in seen)
-        return jax.tree.map(lambda x: x / micro_batches, total), losses, levels
+        seen = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), seen)
+        return jax.tree.map(lambda x: x / micro_batches, total), seen
 
     def one_step(state: State, data, indices):
         local = indices.shape[0]
         places = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), TRAIN), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        gradients, losses, levels = gradient_of(state.params, data, indices, keys)
+        examples = Examples(keys, places, jax.lax.axis_size(AXIS) * local)
+        gradients, (losses, levels, seen) = gradient_of(state.params, data, indices, examples, state.history)
+        seen = jax.tree.map(lambda rows: jax.lax.all_gather(rows, AXIS).reshape(-1, *rows.shape[1:]), seen)
         loss, gradients = jax.lax.pmean((losses.mean(), gradients), AXIS)
         first, last = task.levels
         bins = jnp.clip((levels - first) / (last - first) * LEVELS, 0, LEVELS - 1).astype(int)
@@ -99,7 +107,7 @@ def make_step(
         finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         metrics |= jax.lax.psum({"level_loss": losses @ bins, "level_count": bins.sum(0)}, AXIS)
         step = state.step + 1
-        new, old = State(step, params, opt_state, ema), state._replace(step=step)
+        new, old = State(step, params, opt_state, ema, task.remember(state.history, seen)), state._replace(step=step)
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old), metrics
 
     def step(state, data, indices):

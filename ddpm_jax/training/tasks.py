@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import images
-from ddpm_jax.construct import arguments, construct
+from ddpm_jax.construct import construct, takes
 from ddpm_jax.diffusion.grids import GRIDS
-from ddpm_jax.diffusion.losses import WEIGHTINGS, Weighting, denoising_loss
+from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, Loss, check_chain
+from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
 from ddpm_jax.diffusion.process import Process, add_noise
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import check, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
-from ddpm_jax.diffusion.times import TIMES
+from ddpm_jax.diffusion.times import TIMES, Examples, Times
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
@@ -30,8 +31,11 @@ class Task(NamedTuple):
     """A task built from a config.
 
     init(key) -> params.
-    loss(params, batch, keys [B]) -> (losses [B], levels [B]): example b may depend on row b of the batch and keys[b] alone;
-    its level says where it stands in the interval `levels`, over which the log tells losses apart.
+    loss(params, batch, examples, history) -> (losses [B], levels [B], seen): what example b gives may depend on row b of the
+    batch, its key and place in `examples`, and the history alone; its level says where it stands in the interval `levels`, over
+    which the log tells losses apart.
+    history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
+    history, with `seen`, arrays [N, ...], of the whole global batch in its order.
     sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
     seed and indices[i] alone; `knobs` are the arrays that steer it, which never cause a recompilation.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
@@ -46,15 +50,17 @@ class Task(NamedTuple):
     noised: Callable
     process: Process
     denoise: Callable
+    history: Any = ()
+    remember: Callable = lambda history, seen: ()  # noqa: ARG005
 
 
 class Kernel(NamedTuple):
-    """What a config chooses of the kernel. draw_times(process, keys) -> t; grid: the sampler's times."""
+    """What a config chooses of the kernel. grid: the sampler's times."""
 
     process: Process
     prediction: PredictionType
-    weighting: Weighting
-    draw_times: Callable
+    loss: Loss
+    times: Times
     sampler: Sampler
     grid: jax.Array
 
@@ -65,16 +71,36 @@ def kernel(config) -> Kernel:
     process = construct(PROCESSES, {key: value for key, value in config.process.items() if value or key not in own})
     prediction = construct(PREDICTIONS, config.prediction)
     check_alpha(process, prediction)
-    weighting = construct(WEIGHTINGS, config.loss, choice="weighting")
-    times = TIMES[config.times.name]
-    draw_times = partial(times, **arguments(times, _with_t_min(config.times)))
-    jax.eval_shape(draw_times, process, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
+    loss = construct(LOSSES, dict(config.loss) | {"weighting": construct(WEIGHTINGS, config.loss, choice="weighting")})
+    check_chain(process, loss)
+    times = construct(TIMES, _with_t_min(config.times))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
+    _check_variance(config, loss)
     sampler = construct(SAMPLERS, config.sampler)
     grid = construct(GRIDS, _with_t_min(config.sampler), process, choice="grid")
     check(sampler, process, grid, config.sampler.last)
     if len(grid) != config.sampler.steps:
         raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
-    return Kernel(process, prediction, weighting, draw_times, sampler, grid)
+    return Kernel(process, prediction, loss, times, sampler, grid)
+
+
+def _check_variance(config, loss):
+    """ValueError where the sampler takes a learned variance that the loss does not teach, or steps that are not those of it."""
+    name = config.sampler.variance
+    if name in FIXED_VARIANCES or not takes(SAMPLERS[config.sampler.name], "variance"):
+        return
+    if name != loss.learns:
+        usable = ", ".join([*FIXED_VARIANCES, *filter(None, [loss.learns])])
+        raise ValueError(
+            f"sampler.variance={name} is the second output of a network trained with loss.name=hybrid or vlb and loss.variance="
+            f"{name}, which this is not: take one of {usable}"
+        )
+    if name == "learned" and config.sampler.steps != config.process.steps:
+        raise ValueError(
+            "sampler.variance=learned is of single steps of the chain: take all of them, sampler.steps="
+            f"{config.process.steps}, or a fixed variance"
+        )
 
 
 def _with_t_min(section):
@@ -84,8 +110,9 @@ def _with_t_min(section):
 
 def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     """A network that predicts the noise in images (or what it follows from) at every level of it."""
-    network = construct(NETWORKS, config.network)
-    process, prediction, weighting, draw_times, sampler, times = kernel(config)
+    process, prediction, loss_of, times, sampler, grid = kernel(config)
+    learned_variance = bool(loss_of.learns)
+    network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance})
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
     flip = config.data.flip
@@ -95,27 +122,32 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     def init(key):
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
 
-    def loss(params, batch, keys):
+    def loss(params, batch, examples, history):
         def addressed(purpose):
-            return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
+            return jax.vmap(jax.random.fold_in, (0, None))(examples.keys, purpose)
 
         x0 = images.to_model(batch["image"])
         if flip:
             flipped = jax.vmap(jax.random.bernoulli)(addressed(FLIP))
             x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
-        t = draw_times(process, addressed(TIME))
+        t, weights = times.draw(process, examples._replace(keys=addressed(TIME)), history)
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
         apply = partial(network.apply, params, keys=addressed(DROPOUT))
-        return denoising_loss(apply, process, prediction, weighting, x0, eps, t), process.log_snr(t)
+        losses = loss_of.of(apply, process, prediction, x0, eps, t)
+        return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
+
+    def remember(history, seen):
+        return times.update(history, *seen) if times.update else ()
 
     def denoise(params, x, t):
-        return network_denoiser(partial(network.apply, params), process, prediction)(x, t)
+        return network_denoiser(partial(network.apply, params), process, prediction, learned_variance=learned_variance)(x, t)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
-        sampler, process, times = knobs
-        denoiser = clip(network_denoiser(partial(network.apply, params), process, prediction), process)
+        sampler, process, grid = knobs
+        network_of = partial(network.apply, params)
+        denoiser = clip(network_denoiser(network_of, process, prediction, learned_variance=learned_variance), process)
         keys = sample_keys(seed, indices)
-        return sample(sampler, denoiser, process, times, keys, image_shape, last=last, frames=frames, progress=progress)
+        return sample(sampler, denoiser, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
 
     def noised(batch, keys, frames):
         x0 = images.to_model(batch["image"])
@@ -125,7 +157,7 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
 
     ends = jnp.clip(process.log_snr(jnp.stack([process.t_max, process.t_min.training])), -LIMIT, LIMIT)
     levels = float(ends[0]), float(ends[1])
-    return Task(init, loss, draw, (sampler, process, times), levels, noised, process, denoise)
+    return Task(init, loss, draw, (sampler, process, grid), levels, noised, process, denoise, times.init(process), remember)
 
 
 TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}

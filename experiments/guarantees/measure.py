@@ -16,6 +16,7 @@ import optax  # noqa: E402
 
 from ddpm_jax import presets  # noqa: E402
 from ddpm_jax.construct import construct  # noqa: E402
+from ddpm_jax.diffusion.times import Examples  # noqa: E402
 from ddpm_jax.training import checkpoints, logs, metrics, parallel  # noqa: E402
 from ddpm_jax.training.optimizers import OPTIMIZERS  # noqa: E402
 from ddpm_jax.training.step import TRAIN, State, init_state, make_step, run_once, update_ema  # noqa: E402
@@ -29,7 +30,8 @@ def bare_step(task, optimizer, decay, local):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), TRAIN), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(local))
         batch = {name: array[indices[0, 0]] for name, array in data.items()}
-        loss, gradients = jax.value_and_grad(lambda params: task.loss(params, batch, keys)[0].mean())(state.params)
+        examples = Examples(keys, np.arange(local), local)
+        loss, gradients = jax.value_and_grad(lambda params: task.loss(params, batch, examples, ())[0].mean())(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, opt_state, (update_ema(state.ema[0], params, decay, state.step),)), loss

@@ -1,30 +1,61 @@
-"""Losses against the posterior variance of a Gaussian, types against each other, and the distributions of training times."""
+"""Losses against the posterior variance of a Gaussian and the papers' formulas, and types against each other."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import kstest, norm
-from scipy.stats import uniform as flat
 
-from ddpm_jax.diffusion.losses import WEIGHTINGS, denoising_loss
+from ddpm_jax.diffusion.bound import VARIANCES, bits, bound_term
+from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, check_chain, denoising_loss, edm, min_snr, p2, sigmoid
 from ddpm_jax.diffusion.oracle import denoiser, gaussian
-from ddpm_jax.diffusion.predictions import PREDICTIONS
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction
 from ddpm_jax.diffusion.process import add_noise, derivative
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.times import TIMES, log_normal, uniform
 
 ALL = {name: make() for name, make in PREDICTIONS.items()}
-WEIGHTS = [WEIGHTINGS[name]() for name in ("simple", "x0", "v", "velocity", "edm")]
 MEAN, STD = 0.3, 0.5
 
 
+def published(a, s, a_slope, s_slope, rate):
+    """Each weighting's loss as its paper has it, where eps is off by a, x0 by -s: (weighting, loss). rate: -d log_snr/dt."""
+    eps, x0, snr = a**2, s**2, (a / s) ** 2
+    integrand = np.where(a == 0, 0, eps * np.where(a == 0, 0, rate))
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(snr)
+    return {
+        "simple": (WEIGHTINGS["simple"](), eps),
+        "snr": (WEIGHTINGS["snr"](), snr * x0),
+        "ncsn": (WEIGHTINGS["ncsn"](), s**2 * (a / s) ** 2),  # of the score, off by a / s
+        "x0": (WEIGHTINGS["x0"](), x0),
+        "truncated_snr": (WEIGHTINGS["truncated_snr"](), np.maximum(snr, 1) * x0),
+        "v": (WEIGHTINGS["v"](), (a * a + s * s) ** 2),  # v = a eps - s x0
+        "min_snr": (min_snr(gamma=2.0), np.minimum(snr, 2) * x0),
+        "p2": (p2(k=0.5, power=0.7), eps / (0.5 + snr) ** 0.7),
+        "sigmoid": (sigmoid(bias=1.3), integrand / (1 + np.exp(log_snr - 1.3))),
+        "likelihood": (WEIGHTINGS["likelihood"](), integrand),
+        "velocity": (WEIGHTINGS["velocity"](), (a * s_slope - s * a_slope) ** 2),  # u = a' x0 + s' eps
+        "edm": (edm(sigma_data=0.7), (s**2 + 0.49 * a**2) / (0.49 * s**2) * x0),  # for a = 1
+    }
+
+
+WEIGHTS = [weighting for weighting, _ in published(*np.ones(5)).values()]
+
+
+def all_weights(process, t):
+    return jnp.stack([weighting(process, t) for weighting in WEIGHTS])
+
+
 @jax.jit
+def coefficients(process, t):
+    slopes = [derivative(f, t) for f in (process.alpha, process.sigma, process.log_snr)]
+    return process.alpha(t), process.sigma(t), slopes[0], slopes[1], -slopes[2]
+
+
 def least_losses(process, t):
-    """Weights of |e|^2, where the error of x0 is -sigma e and that of eps is alpha e, times E e^2; in the order of WEIGHTS."""
-    a, s, a_slope, s_slope = process.alpha(t), process.sigma(t), derivative(process.alpha, t), derivative(process.sigma, t)
-    weights = jnp.stack([a**2, s**2, (a**2 + s**2) ** 2, (a * s_slope - s * a_slope) ** 2, a**2 + s**2 / 0.25])
+    """Those of `published` times E e^2 = v / (alpha^2 v + sigma^2), v = std^2."""
+    a, s, *others = map(np.asarray, coefficients(process, t))
+    weights = np.stack([loss for _, loss in published(a, s, *others).values()])
     return weights * STD**2 / (a**2 * STD**2 + s**2)
 
 
@@ -38,21 +69,21 @@ def all_losses(process, x0, eps, t, shift):
         moved = exact.x0 + shift * jnp.sin(x)
         noise = exact.eps - (process.alpha(t) / process.sigma(t))[:, None] * (moved - exact.x0)
 
-        def loss(prediction, weighting):
+        def loss(prediction):
             def network(shown, time):
                 chex.assert_trees_all_equal_shapes((shown, time), (x, t))
                 return prediction.target(process, moved, noise, t)
 
-            return denoising_loss(network, process, prediction, weighting, x0, eps, t)
+            return denoising_loss(network, process, prediction, all_weights, x0, eps, t)
 
-        return jnp.stack([jnp.stack([loss(prediction, weighting) for prediction in ALL.values()]) for weighting in WEIGHTS])
+        return jnp.stack([loss(prediction) for prediction in ALL.values()], 1)
 
     return jax.jvp(losses, (shift,), (1.0,))
 
 
 def test_losses_of_every_weighting_and_type(process, times):
-    """The exact denoiser's is the weighted E e^2 = v / (alpha^2 v + sigma^2), v = std^2: its error is linear in x_0 and eps, so
-    mean +- std and +-1 stand for the Gaussians. Of any denoiser, all types have one loss and one gradient. Up to alpha = 0."""
+    """The exact denoiser's is the published weight of E e^2, its error being linear in x_0 and eps, so that mean +- std and +-1
+    stand for the Gaussians. Of any denoiser, all types have one loss and one gradient. Up to alpha = 0."""
     shape = (4, len(times))
     x0 = np.broadcast_to(MEAN + STD * np.array([[1], [-1], [1], [-1]]), shape).reshape(-1, 1)
     eps = np.broadcast_to(np.array([[1.0], [1], [-1], [-1]]), shape).reshape(-1, 1)
@@ -61,7 +92,7 @@ def test_losses_of_every_weighting_and_type(process, times):
     to_zero = process.alpha(process.t_max) == 0
     usable = np.array([not (to_zero and prediction.needs_alpha) for prediction in ALL.values()])
     found = exact[0][:, usable].reshape(len(WEIGHTS), -1, *shape).mean(2)
-    expected = np.broadcast_to(np.asarray(least_losses(process, times))[:, None], found.shape)
+    expected = np.broadcast_to(least_losses(process, times)[:, None], found.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)
     for found in inexact:
         assert (found[:, 1] != 0).any()
@@ -70,7 +101,28 @@ def test_losses_of_every_weighting_and_type(process, times):
 
 
 def test_no_weighting_is_left_out():
-    assert len(WEIGHTS) == len(WEIGHTINGS) and list(ALL)[1] == "x0"
+    assert list(published(*np.ones(5))) == list(WEIGHTINGS) and list(ALL)[1] == "x0"
+
+
+def test_papers_weights_of_their_own_network():
+    """min-SNR of a v error and of an eps error, SNR + 1 of an x0 error, where alpha^2 + sigma^2 = 1."""
+    process, t = PROCESSES["cosine"](), jnp.array([0.1, 0.5, 0.9])
+    snr = np.exp(process.log_snr(t))
+    weight = WEIGHTINGS["min_snr"]()(process, t)
+    np.testing.assert_allclose(weight / ALL["v"].scale(process, t), np.minimum(snr, 5) / (snr + 1), rtol=1e-5)
+    np.testing.assert_allclose(weight / ALL["eps"].scale(process, t), np.minimum(snr, 5) / snr, rtol=1e-5)
+    np.testing.assert_allclose(WEIGHTINGS["v"]()(process, t), (snr + 1) * process.sigma(t) ** 2, rtol=1e-5)
+
+
+def test_weights_are_finite_at_both_ends(make_process):
+    """In float32, as multiples of each usable type's own error too."""
+    process = make_process()
+    t = jnp.stack([process.t_min.training, process.t_max])
+    usable = [prediction for prediction in ALL.values() if process.alpha(process.t_max) > 0 or not prediction.needs_alpha]
+    weights = jax.jit(all_weights)(process, t)
+    assert jnp.isfinite(weights).all() and (weights >= 0).all()
+    for prediction in usable:
+        assert jnp.isfinite(weights / prediction.scale(process, t)).all()
 
 
 def test_the_loss_is_a_mean_over_elements():
@@ -87,55 +139,90 @@ def test_the_loss_is_a_mean_over_elements():
     chex.assert_trees_all_close(losses, (1 - x) ** 2, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ times
+# ------------------------------------------------------------------------------------------------ the bound
 
 
-def keys(count):
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(count))
+def test_bound_losses_are_made_of_the_bounds_terms():
+    """hybrid = weighted error + T / 1000 bits of L_t, vlb = T bits of L_t: on the first step, one amid, and the last."""
+    steps = 20
+    process, t = PROCESSES["cosine"](steps=steps), jnp.array([1, 7, 20]) / steps
+    random = np.random.default_rng(0)
+    x0, eps, output, raw = (jnp.asarray(random.uniform(-1, 1, (3, 2, 2, 1)), jnp.float32) for _ in range(4))
+    x = add_noise(process, x0, eps, t)
+
+    def network(shown, time):
+        chex.assert_trees_all_close((shown, time), (x, jnp.array([0.0, 6.0, 19.0])), rtol=1e-5)
+        return jnp.concatenate([output, raw], -1)
+
+    prediction = ALL["x0"]
+    for variance in ("learned", "learned_range"):
+        guess = Prediction(output, output, raw=raw)
+        terms = bits(bound_term(process, x0, guess, t, t - 1 / steps, VARIANCES[variance]), (4,))
+        error = jnp.square(output - x0).mean((1, 2, 3)) * jnp.minimum(jnp.exp(process.log_snr(t)), 5)
+        hybrid = LOSSES["hybrid"](weighting=min_snr(), variance=variance)
+        vlb = LOSSES["vlb"](variance=variance)
+        assert hybrid.learns == vlb.learns == variance
+        found = hybrid.of(network, process, prediction, x0, eps, t), vlb.of(network, process, prediction, x0, eps, t)
+        chex.assert_trees_all_close(found, (error + 0.02 * terms, 20 * terms), rtol=1e-4)
+    fixed = LOSSES["vlb"](variance="large")
+    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, VARIANCES["large"]), (4,))
+    assert fixed.learns == ""
+    chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t), 20 * terms, rtol=1e-4)
 
 
-def test_uniform_times_are_each_table_entry_alike():
-    """200,000 draws on 10 steps: counts within 5 standard deviations; every t on the grid n/T, n = 1..T."""
-    n = 10 * np.asarray(uniform(PROCESSES["linear"](steps=10), keys(200_000)))
-    np.testing.assert_allclose(n, np.rint(n), atol=1e-5)
-    counts = np.bincount(np.rint(n).astype(int), minlength=11)
-    assert counts[0] == 0 and len(counts) == 11
-    assert np.abs(counts[1:] - 20_000).max() < 5 * np.sqrt(200_000 * 0.1 * 0.9)
+@jax.jit
+def bound_slopes(process, x0, eps, t, output, raw):
+    """The slopes of both in the network's two outputs, and those of the error and the bound alone."""
+
+    def of(loss):
+        def total(output, raw):
+            return loss.of(lambda *_: jnp.concatenate([output, raw], -1), process, ALL["eps"], x0, eps, t).sum()
+
+        return jax.grad(total, (0, 1))(output, raw)
+
+    def error(output):
+        return denoising_loss(lambda *_: output, process, ALL["eps"], WEIGHTINGS["simple"](), x0, eps, t).sum()
+
+    knobs = {"variance": "learned_range"}
+    return of(LOSSES["hybrid"](weighting=WEIGHTINGS["simple"](), **knobs)), of(LOSSES["vlb"](**knobs)), jax.grad(error)(output)
 
 
-@pytest.mark.parametrize("name, t_min", [("vp", None), ("vp", 0.3), ("rectified_flow", None), ("edm", None)])
-def test_uniform_times_are_uniform(name, t_min):
-    process = PROCESSES[name]()
-    low = process.t_min.training if t_min is None else t_min
-    t = uniform(process, keys(10_000), t_min=t_min)
-    assert (low <= t).all() and (t <= process.t_max).all()
-    assert kstest(t, flat(low, process.t_max - low).cdf).pvalue > 1e-3
+def test_in_the_hybrid_loss_the_bound_teaches_the_variance_alone():
+    """Both on the first step and later, every slope finite; x0_hat far outside of [-1, 1] still has one: it is not clipped."""
+    process, t = PROCESSES["linear"](), jnp.array([1, 2, 700, 1000]) / 1000
+    random = np.random.default_rng(1)
+    x0, eps, output, raw = (jnp.asarray(random.uniform(-1, 1, (4, 3)), jnp.float32) for _ in range(4))
+    hybrid, vlb, error = bound_slopes(process, x0, eps, t, output, raw)
+    chex.assert_trees_all_close(hybrid[0], error, rtol=1e-5)
+    chex.assert_trees_all_close(hybrid[1], vlb[1] / 1000, rtol=1e-4, atol=1e-9)  # T / 1000 = 1, and T
+    assert all(jnp.isfinite(slope).all() and (slope != 0).all() for slope in (*hybrid, *vlb))
 
 
-@pytest.mark.parametrize("name", ["edm", "vp", "sub_vp", "rectified_flow"])
-@pytest.mark.parametrize("knobs", [{}, {"mean": 0.4, "std": 0.8}])
-def test_log_normal_times_are_log_normal(name, knobs):
-    """log(sigma / alpha) is N(-1.2, 1.2^2), or as asked."""
-    process = PROCESSES[name]()
-    t = log_normal(process, keys(10_000), **knobs)
-    law = norm(knobs.get("mean", -1.2), knobs.get("std", 1.2))
-    assert kstest(np.log(process.sigma(t) / process.alpha(t)), law.cdf).pvalue > 1e-3
+def test_the_hybrid_loss_is_least_at_the_true_variance():
+    """Data N(0, I) and the exact mean: the reverse step's variance is large_variance but for the first steps, which is raw = 1
+    of learned_range; data that are one point: raw = -1. The slopes say so (Nichol & Dhariwal 2021, section 3.1)."""
+    process, t = PROCESSES["linear"](), jnp.full(4000, 0.5)
+    eps = jax.random.normal(jax.random.key(0), (4000, 1))
+    vlb = LOSSES["vlb"](variance="learned_range")
+    for x0, exact in ((jax.random.normal(jax.random.key(1), (4000, 1)), 1.0), (jnp.zeros((4000, 1)), -1.0)):
+        x = add_noise(process, x0, eps, t)
+        noise = process.sigma(0.5) * x if exact > 0 else eps  # E[eps | x]
+
+        def slope(raw, x0=x0, noise=noise):
+            def total(raw):
+                output = jnp.concatenate([noise, jnp.full_like(noise, raw)], -1)
+                return vlb.of(lambda *_: output, process, ALL["eps"], x0, eps, t).mean()
+
+            return jax.jit(jax.grad(total))(raw)
+
+        assert slope(exact - 20) < 0 < slope(exact + 20)
 
 
-def test_log_normal_times_stay_in_the_span():
-    process = PROCESSES["edm"](sigma_min=0.1, sigma_max=1.0)
-    t = log_normal(process, keys(1000))
-    assert t.min() == jnp.float32(0.1) and t.max() == 1 and 0.1 < jnp.median(t) < 1
-
-
-def test_log_normal_times_need_continuous_time():
-    with pytest.raises(ValueError, match="log_normal times are continuous.*use uniform"):
-        log_normal(PROCESSES["ncsn"](), keys(2))
-
-
-@pytest.mark.parametrize("name, process", [("uniform", "linear"), ("uniform", "vp"), ("log_normal", "edm")])
-def test_a_time_depends_on_its_key_alone(name, process):
-    process = PROCESSES[process]()
-    together = TIMES[name](process, keys(5))
-    chex.assert_trees_all_close(TIMES[name](process, keys(5)[3:4])[0], together[3], rtol=1e-6)
-    assert len(set(together.tolist())) == 5
+def test_losses_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="hybrid loss trains the variance, and small is fixed"):
+        LOSSES["hybrid"](weighting=WEIGHTINGS["simple"](), variance="small")
+    for name in ("vp", "ncsn"):
+        with pytest.raises(ValueError, match="a chain of steps that ends in the data.*take a beta table"):
+            check_chain(PROCESSES[name](), LOSSES["vlb"](variance="small"))
+        check_chain(PROCESSES[name](), LOSSES["denoising"](weighting=WEIGHTINGS["x0"]()))
+    check_chain(PROCESSES["cosine"](), LOSSES["vlb"](variance="learned"))

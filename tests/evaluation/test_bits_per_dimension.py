@@ -124,7 +124,8 @@ def test_images(trained, capsys):
     np.testing.assert_allclose(whole, bound["bits_per_dimension"], rtol=1e-6)
     assert bound["evaluations"] == 12 and len(bound["terms_by_tenth"]) == 10
     for words in (
-        f"{summary['ode']['bits_per_dimension']:.4f} +- ", "dequantised with seed 3, rk4, steps 4, grid log_snr, 1 rademacher probe,",
+        f"{summary['ode']['bits_per_dimension']:.4f} +- ",
+        "dequantised with seed 3, rk4,", "steps 4, grid log_snr, 1 rademacher probe,",
         f"{bound['bits_per_dimension']:.4f} +- ", "all of 12 steps, large variance", "checkpoint of step 2, EMA 0.9999",
         "20 examples of made_up, split test", "12 evaluations",
     ):  # fmt: skip

@@ -6,10 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import config as configs
+from ddpm_jax.construct import construct
+from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.mlp import MLP
 from ddpm_jax.models.simple_unet import SimpleUNet
 
 UNET = SimpleUNet(channels=8, multipliers=(1, 2, 4, 4), groups=4, dropout=0.5, dtype="float32")
+SMALL = dict(configs.base().network) | {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (), "heads": 1}
 PERCEPTRON = MLP(channels=16, blocks=2, dropout=0.5, dtype="float32")
 
 
@@ -36,6 +40,21 @@ def test_networks(network, shape):
     dropped = apply(params, x, time, keys)
     assert np.abs(dropped - out).max() > 1e-3
     chex.assert_trees_all_close(dropped[1], apply(params, x[1:2], time[1:2], keys[1:2])[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_outputs_per_channel(name):
+    """For a mean and a variance: the last layer alone is wider."""
+
+    def made(**outputs):
+        network = construct(NETWORKS, {**SMALL, "name": name, **outputs})
+        x = jnp.zeros((2, 2) if name == "mlp" else (2, 8, 8, 3))
+        return jax.eval_shape(network.init_with_output, jax.random.key(0), x, jnp.zeros(2))
+
+    (one, params), (two, wider) = made(), made(outputs=2)
+    assert two.shape == (*one.shape[:-1], 2 * one.shape[-1])
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(wider), strict=True)
+    assert [b.shape[-1] / a.shape[-1] for a, b in pairs if a.shape != b.shape] == [2, 2]
 
 
 def test_the_simple_unet_has_the_usual_channels():

@@ -36,13 +36,15 @@ def poisoned(source):
 def test_stopping_and_continuing_changes_nothing(everything, request, tmp_path, capsys, metrics):
     """Stopped at a step that no log line falls on: parameters, averages, optimizer state and metrics are bit-equal.
 
-    Everything: two averages, two micro-batches on two devices, and updates skipped before and after the stop.
+    Everything: two averages, two micro-batches on two devices, times by the losses before, and updates skipped before and after
+    the stop.
     """
     kind = "point" if everything else "tiny"
     config, source = (request.getfixturevalue(f"{kind}_{name}") for name in ("config", "source"))
     config.train.update(steps=10, log_every=4, checkpoint_every=3, sample_every=0)
     if everything:
         config.ema.decays = (0.9, 0.5)
+        config.process.steps, config.times.name, config.times.kept = 5, "importance", 2
         config.train.update(micro_batches=2, on_nonfinite="skip", max_skips=3)
         source = poisoned(source)
     devices = 1 + everything
@@ -58,6 +60,9 @@ def test_stopping_and_continuing_changes_nothing(everything, request, tmp_path, 
     assert "continuing from step 6" in capsys.readouterr().out
     chex.assert_trees_all_equal(whole, parts)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    if everything:
+        updates = sum(5 not in batch_indices(0, k, 48, 16) for k in range(10))
+        assert whole.history.counts.sum() == 16 * updates < 160 and (whole.history.counts >= 2).all()
     assert [line["step"] for line in metrics(tmp_path / "whole")] == [4, 8]
     assert [line["skipped"] > 0 for line in metrics(tmp_path / "whole")] == [everything] * 2
 

@@ -7,6 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from ddpm_jax.construct import construct
+from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
 from ddpm_jax.training.optimizers import OPTIMIZERS, adam, learning_rate_schedule
@@ -52,6 +53,19 @@ def test_the_same_on_any_number_of_devices_and_in_micro_batches(point_config, po
     assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
 
 
+@pytest.mark.parametrize("devices, micro_batches", [(4, 1), (2, 2)])
+def test_times_that_see_the_whole_batch(devices, micro_batches, point_config, point_source):
+    """Stratified ones go by the place in it, importance-sampled ones by the losses of all of it, in its order."""
+    point_config.process.steps, point_config.times.kept = 5, 2
+    for name in ("stratified", "importance"):
+        point_config.times.name = name
+        one = run_steps(point_config, point_source, 5, devices=1)
+        other = run_steps(point_config, point_source, 5, devices, micro_batches=micro_batches)
+        assert_rounding_apart(one, other)
+        chex.assert_trees_all_close(one[0].history, other[0].history, rtol=1e-5)
+    assert one[0].history.counts.sum() == 5 * 16 and (one[0].history.counts >= 2).all()
+
+
 @pytest.mark.parametrize(
     "devices, micro_batches", [(4, 1), *(pytest.param(*s, marks=pytest.mark.full) for s in SPLITS if s != (4, 1))]
 )
@@ -82,10 +96,10 @@ def test_randomness_is_addressed_by_seed_step_and_example():
     def losses(seed, step, devices, micro_batches=1):
         seen = []
 
-        def loss(params, batch, keys):
-            normals = jax.vmap(jax.random.normal)(keys)
+        def loss(params, batch, examples, _):
+            normals = jax.vmap(jax.random.normal)(examples.keys)
             jax.debug.callback(lambda *pairs: seen.extend(zip(*map(np.ravel, pairs), strict=True)), batch["image"], normals)
-            return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3)), normals
+            return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3)), normals, ()
 
         task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None)
         optimizer = adam(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0)
@@ -112,15 +126,15 @@ def test_the_batch_is_gathered_by_index(tiny_config, tiny_source):
     order = np.random.default_rng(5).permutation(48)
     inverse = np.argsort(order)
     task = build(tiny_config, (8, 8, 1))
-    keys = jax.random.split(jax.random.key(0), 4)
+    examples = Examples(jax.random.split(jax.random.key(0), 4), jnp.arange(4), 4)
     params = jax.tree.map(lambda x: x + 0.05, jax.jit(task.init)(jax.random.key(0)))
     image = tiny_source.arrays["image"]
     rows = np.array([3, 1, 4, 15])
     compiled = jax.jit(task.loss)
-    loss, _ = compiled(params, {"image": image[rows]}, keys)
+    loss, *_ = compiled(params, {"image": image[rows]}, examples, ())
     chex.assert_shape(loss, (4,))
-    chex.assert_trees_all_equal(loss, compiled(params, {"image": image[order][inverse[rows]]}, keys)[0])
-    assert not np.allclose(loss, compiled(params, {"image": image[rows + 1]}, keys)[0])
+    chex.assert_trees_all_equal(loss, compiled(params, {"image": image[order][inverse[rows]]}, examples, ())[0])
+    assert not np.allclose(loss, compiled(params, {"image": image[rows + 1]}, examples, ())[0])
 
 
 def test_losses_by_level(point_config, point_source):
@@ -146,7 +160,7 @@ def test_several_averages(point_config, point_source):
 def test_an_update_that_is_not_finite_is_refused(bad):
     """On one of two devices, for one of its examples. The step is counted, and the next one goes on from what was there."""
 
-    def loss(params, batch, _):
+    def loss(params, batch, *_):
         x = batch["image"].sum((1, 2, 3)).astype(float)
         is_bad = x == 7
         if bad == "loss":
@@ -155,9 +169,9 @@ def test_an_update_that_is_not_finite_is_refused(bad):
             losses = params * x + jnp.sqrt(jnp.where(is_bad, 0.0, 1.0) * params)
         else:
             losses = params * jnp.where(is_bad, 1e19, x)
-        return losses, x / 10
+        return losses, x / 10, x
 
-    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None)
+    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None, jnp.zeros(4), lambda _, seen: seen)
     optimizer = optax.sgd(1e21, momentum=0.5) if bad == "parameters" else optax.sgd(0.1, momentum=0.5)
     devices = jax.devices()[:2]
     state = init_state(task, optimizer, 0, 2)
@@ -170,14 +184,17 @@ def test_an_update_that_is_not_finite_is_refused(bad):
     if bad != "parameters":
         after, metrics = step(refused, data, np.array([[[1, 2]], [[4, 3]]], np.int32))
         assert after.step == 2 and after.params != 1 and np.isfinite(metrics["loss"]).all()
+        assert after.history.tolist() == [1, 2, 4, 3]  # what was seen on all devices, in the order of the batch
 
 
-def test_what_bfloat16_leaves_in_float32(tiny_config):
+@pytest.mark.parametrize("loss", ["denoising", "hybrid"])
+def test_what_bfloat16_leaves_in_float32(loss, tiny_config):
     """Parameters, averages, optimizer state and metrics; in the network the sums, and the last convolution, alone of them all.
 
     Of the statistics of normalisation, tests/models/test_unet.py tests the numbers: a sum's type tells nothing of its terms'.
     """
     tiny_config.network.update(dtype="bfloat16", attention=(4,))
+    tiny_config.loss.name = loss
     task, optimizer = build(tiny_config, (8, 8, 1)), construct(OPTIMIZERS, tiny_config.optim)
     state = jax.eval_shape(lambda: init_state(task, optimizer, 0, 1))
     one_device = make_step(task, optimizer, seed=0, ema_decays=(0.9,))
@@ -188,7 +205,8 @@ def test_what_bfloat16_leaves_in_float32(tiny_config):
         assert leaf.dtype in (jnp.float32, jnp.int32)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
-    equations = list(flat_equations(jax.make_jaxpr(task.loss)(state.params, data, keys).jaxpr))
+    examples = Examples(keys, np.arange(16), 16)
+    equations = list(flat_equations(jax.make_jaxpr(task.loss)(state.params, data, examples, ()).jaxpr))
     sums = [eqn for eqn in equations if eqn.primitive.name.startswith(("reduce_sum", "reduce_max"))]
     products = [eqn for eqn in equations if eqn.primitive.name in ("dot_general", "conv_general_dilated")]
     floats = {eqn.invars[0].aval.dtype for eqn in sums if jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)}
@@ -252,4 +270,4 @@ def test_batch_that_the_devices_do_not_divide():
 
 
 def test_state_has_all_that_changes():
-    assert State._fields == ("step", "params", "opt_state", "ema")
+    assert State._fields == ("step", "params", "opt_state", "ema", "history")
