@@ -68,11 +68,11 @@ def test_the_exact_density(make, x64):  # noqa: ARG001
 
 
 def test_heun_on_the_steps_of_a_table(x64):  # noqa: ARG001
-    """On all of them it is exact to 1e-3; on any, the times that the network sees are among them."""
+    """On all of them it is exact to 2e-3; on any, the times that the network sees are among them."""
     process, seen = PROCESSES["linear"](), []
     data, denoise, x, exact, keys = world(process)
     found = run(process, data, x, keys, heun(steps=1000, grid="uniform"))
-    chex.assert_trees_all_close(found.log_density, exact, atol=1e-3)
+    chex.assert_trees_all_close(found.log_density, exact, atol=2e-3)
 
     def watched(x, t):
         jax.debug.callback(lambda t: seen.append(float(t) * 1000), t)

@@ -1,6 +1,8 @@
 """--mode=eval on runs of a network that compiles at once."""
 
 import json
+import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,14 @@ from flax import linen as nn
 
 from ddpm_jax import command, variants
 from ddpm_jax import config as configs
+from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
 from ddpm_jax.diffusion.bound import VARIANCES
 from ddpm_jax.diffusion.likelihood import (
     chain_times,
     dequantise,
     dequantised_bits,
+    dopri5,
     log_likelihood,
     rk4,
     variational_bound,
@@ -53,30 +57,34 @@ def made_up(*, split):
     return Source({"image": random.integers(0, 256, (20, 4, 4, 1), dtype=np.uint8), "label": np.zeros(20, np.int32)}, 10)
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """trained(data) -> the directory of a run, which stays one device's."""
-    devices = jax.devices()[:1]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(data) -> the directory of a run, a copy of its own, of a process that sees one device."""
+    devices, tmp_path = jax.devices()[:1], tmp_path_factory.mktemp("runs")
+    monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     monkeypatch.setitem(NETWORKS, "toy", Toy)
     monkeypatch.setitem(NETWORKS, "bad", Bad)
     monkeypatch.setitem(SOURCES, "made_up", made_up)
 
-    def train(name="made_up"):
+    def train(name):
         config = variants.apply(configs.base(), "smoke")
         config.data.update(name=name, num_examples=20)
         config.network.name = "toy"
-        config.train.update(steps=2, sample_every=0)
-        config.sampler.frames = 0
-        config.eval.update(bpd=True, num_examples=0, steps=4, bound_terms=0)
         config.process.steps = 12
-        shape = SHAPES[name]
-        run_directory.write(tmp_path / name, config, shape)
-        source = made_up(split="train") if name == "made_up" else toy2d.load(split="train", num_examples=20)
-        loop.train(config, tmp_path / name, build(config, shape), source, devices)
-        return tmp_path / name
+        config.train.update(steps=2, sample_every=0)
+        config.eval.update(bpd=True, num_examples=0, batch_size=64, steps=4, bound_terms=0)
+        run_directory.write(tmp_path / name, config, SHAPES[name])
+        source = construct(SOURCES, config.data)
+        loop.train(config, tmp_path / name, build(config, SHAPES[name]), source, devices)
 
-    return train
+    def copy(name="made_up"):
+        if not (tmp_path / name).exists():
+            train(name)
+        return shutil.copytree(tmp_path / name, tmp_path_factory.mktemp("copies") / name)
+
+    yield copy
+    monkeypatch.undo()
 
 
 def evaluate(workdir, *words):
@@ -106,7 +114,7 @@ def test_images(trained, capsys):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(20))
     first, second, third = (jax.vmap(jax.random.fold_in, (0, None))(keys, purpose) for purpose in range(3))
     x = dequantise(levels, first)
-    by_hand = log_likelihood(loaded.denoise, process, x, second, solver=rk4(steps=4))
+    by_hand = jax.jit(partial(log_likelihood, loaded.denoise, process, solver=rk4(steps=4)))(x, second)
     np.testing.assert_allclose([line["ode"] for line in lines], -by_hand.log_density, rtol=1e-4)
     bits = dequantised_bits(by_hand.log_density, (4, 4, 1))
     np.testing.assert_allclose(summary["ode"]["bits_per_dimension"], bits.mean(), rtol=1e-4)
@@ -115,7 +123,8 @@ def test_images(trained, capsys):
 
     times = chain_times(process, steps=0)
     denoise, x0 = clipped(loaded.denoise, process), to_model(levels)
-    found = variational_bound(denoise, process, x0, third, times, variance=VARIANCES["large"], to_data=True)
+    bound = partial(variational_bound, denoise, process, variance=VARIANCES["large"], to_data=True)
+    found = jax.jit(bound)(x0, third, times)
     nats = found.prior + found.terms.sum(0) + found.decoder
     bound = summary["bound"]
     np.testing.assert_allclose([line["bound"] for line in lines], nats, rtol=1e-4)
@@ -139,59 +148,52 @@ def test_points(trained, capsys):
     summary, (_, *lines) = evaluate(workdir, *given)
     assert "dopri5, rtol 0.0001, atol 0.0001, exact trace" in capsys.readouterr().out
     loaded, x = run.load(workdir), jnp.array(toy2d.load(split="test", num_examples=20).arrays["image"][:5])
-    keys = jax.random.split(jax.random.key(0), 5)
-    by_hand = log_likelihood(loaded.denoise, loaded.process, x, keys, solver=rk4(steps=400), probe="exact").log_density
+    by_hand = jax.jit(partial(log_likelihood, loaded.denoise, loaded.process, solver=dopri5(rtol=1e-5), probe="exact"))
+    by_hand = by_hand(x, jax.random.split(jax.random.key(0), 5)).log_density
     np.testing.assert_allclose([line["ode"] for line in lines], -by_hand, atol=0.01)
     np.testing.assert_allclose(summary["ode"]["bits_per_dimension"], -by_hand.mean() / 2 / np.log(2), atol=0.01)
     assert 12 < summary["ode"]["evaluations"] == np.mean([line["ode_evaluations"] for line in lines])
 
 
 def test_the_batch_does_not_matter(trained, monkeypatch):
-    """At once; in threes with a rest; on four devices: the same results, example by example."""
-    workdir = trained()
-    whole = evaluate(workdir, "eval.bound_terms=3")[1]
-    path = next(workdir.glob("evaluations/*.jsonl"))
-    sizes = []
+    """All at once on one device, or in fours on two with a rest of two: the same results, example by example."""
+    workdir, sizes = trained(), []
+    words = ("eval.bound_terms=3", "eval.num_examples=18")
+    whole = evaluate(workdir, *words)[1]
+    next(workdir.glob("evaluations/*.jsonl")).unlink()
     monkeypatch.setattr(records, "append", lambda path, lines, f=records.append: (sizes.append(len(lines)), f(path, lines)))
-    for devices, expected in ((1, [3] * 6 + [2]), (4, [4] * 5)):
-        path.unlink()
-        monkeypatch.setattr(jax, "local_devices", lambda n=devices: jax.devices()[:n])
-        sizes.clear()
-        parts = evaluate(workdir, "eval.bound_terms=3", "eval.batch_size=3")[1]
-        assert sizes == expected and len(parts) == 21 and parts[0] == whole[0]
-        for found, line in zip(parts[1:], whole[1:], strict=True):
-            close(found, line)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    parts = evaluate(workdir, *words, "eval.batch_size=3")[1]
+    assert sizes == [4, 4, 4, 4, 2] and parts[0] == whole[0] and len(parts) == 19
+    for found, line in zip(parts[1:], whole[1:], strict=True):
+        close(found, line)
 
 
 def test_it_goes_on_where_it_was_killed(trained, capsys):
-    """Two batches and half a line are there: the rest is computed, no more, and the summary is the same. More examples, too."""
+    """Two batches and half a line are there: the rest is computed, no more, and the summary is the same; then all is there."""
     workdir = trained()
-    summary, lines = evaluate(workdir, "eval.num_examples=12", "eval.batch_size=4")
+    words = ("eval.num_examples=12", "eval.batch_size=4")
+    summary, _ = evaluate(workdir, *words)
     path = next(workdir.glob("evaluations/*.jsonl"))
     whole = path.read_text().splitlines(keepends=True)
     marked = [line.replace('"ode_evaluations": 12', '"ode_evaluations": 13') for line in whole[:9]]
     path.write_text("".join(marked) + whole[9][:40])
-    again, found = evaluate(workdir, "eval.num_examples=12", "eval.batch_size=4")
+    again, found = evaluate(workdir, *words)
     assert "12 examples of the split test, 8 of them done" in capsys.readouterr().out
     assert [line["ode_evaluations"] for line in found[1:]] == [13] * 8 + [12] * 4
     again["ode"]["evaluations"] = summary["ode"]["evaluations"]
     for part in ("ode", "bound"):
         for name, value in summary[part].items():
             np.testing.assert_allclose(again[part][name], value, rtol=1e-4)
-    more, found = evaluate(workdir)
-    assert more["examples"] == 20 and [line.get("ode_evaluations") for line in found[1:9]] == [13] * 8
-    capsys.readouterr()
-    evaluate(workdir)
-    assert "of them done" not in capsys.readouterr().out
+    fewer, _ = evaluate(workdir, "eval.num_examples=5")
+    assert "of them done" not in capsys.readouterr().out and fewer["examples"] == 5
+    assert fewer["ode"]["evaluations"] == 13
 
 
-def test_other_conditions_are_another_file(trained):
-    """So that none is mistaken for another: here another seed, another split, and another average."""
-    workdir = trained()
-    numbers = [
-        evaluate(workdir, *words)[0]["ode"]["bits_per_dimension"] for words in ((), ("eval.seed=1",), ("eval.split=train",))
-    ]
-    assert len(set(numbers)) == 3 == len(list(workdir.glob("evaluations/*.json")))
+def test_other_conditions_are_another_file(tmp_path):
+    one = records.path_of(tmp_path, "name", {"seed": 0, "split": "test"})
+    assert one == records.path_of(tmp_path, "name", {"split": "test", "seed": 0})
+    assert one != records.path_of(tmp_path, "name", {"split": "test", "seed": 1})
 
 
 def test_mistakes(trained):
