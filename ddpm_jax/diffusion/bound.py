@@ -77,7 +77,9 @@ def bound_term(
     error = expand(process.alpha(s) * one_minus_snr_ratio(process, t, s), x0) * (x0 - prediction.x0)
     log_ratio = jnp.where(at_end, 0.0, log_u - log_v)
     kl = 0.5 * (jnp.expm1(log_ratio) - log_ratio + jnp.square(error) * jnp.exp(-log_v))
-    return _sum(jnp.where(at_end, -decoder(x0, prediction.x0, log_v), kl))
+    # Elsewhere the decoder is asked of x0 itself: x0_hat may be huge where alpha is small, and overflow in the slopes.
+    decoded = decoder(x0, jnp.where(at_end, prediction.x0, x0), jnp.where(at_end, log_v, 0.0))
+    return _sum(jnp.where(at_end, -decoded, kl))
 
 
 def last_term(process: Process, x0: jax.Array, x: jax.Array, t: jax.Array, decoder: Callable = bins) -> jax.Array:
