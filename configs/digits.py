@@ -4,6 +4,13 @@ python -m ddpm_jax.main --config=configs/digits.py
 
 Expect a loss of 0.09 at the end and samples that read as digits (experiments/first_runs/digits.png). Measured on 2 cores of an
 AMD EPYC (Zen 4), jax 0.10.2, 2026-11-20: 2 min 14 s with compilation and sampling, 700 images/s.
+
+python -m ddpm_jax.main --mode=eval --workdir=runs/digits --config.eval.bpd --config.eval.num_examples=128
+
+Bits per dimension of the first 128 images: 5.298 +- 0.031 along the ODE (dequantised with seed 0, dopri5 at 1e-5, one
+Rademacher probe, t_min 0.001, 514 evaluations); at most 4.791 +- 0.034 by the bound (all 1000 steps, large variance), 1.742 of
+it the decoder's, because the chain's least noise, 0.01, is wider than a level. These images were trained on, for there is no
+other split. Same machine, 2026-11-21: 4 minutes beside other work.
 """
 
 from ddpm_jax import config as configs
@@ -18,4 +25,5 @@ def get_config(names: str = ""):
     config.ema.decays = (0.995,)
     config.train.update(steps=500, log_every=50, sample_every=250, checkpoint_every=250)
     config.sampler.update(steps=250)
+    config.eval.split = "train"  # it has no other
     return variants.apply(config, names)

@@ -17,6 +17,12 @@ FLAG_NAMES = ("--config", "--workdir", "--mode", "--debug")
 EXIT_CODES = "exit codes: 0; 2 what needs your hand; 3 training diverged; 143 SIGTERM, 130 Ctrl-C (training saves a checkpoint)"
 HELP = ("--help", "-help", "-h")
 
+# What the command may say besides the run's own config, in the modes that need a run.
+TAKES = {
+    "sample": ("sampler.",),
+    "eval": ("eval.", "sampler.ema", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb"),
+}
+
 Override = tuple[str, str | None]  # a key and its value as typed; None: no value was given
 
 
@@ -66,7 +72,7 @@ def parse_flags(words: list[str]) -> None:
 def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]) -> tuple[ConfigDict, Path]:
     """The config and the run directory that the command means. Raises UserError for whatever is wrong with it."""
     if not config_spec and not workdir:
-        new = "" if mode == "sample" else f"--config=<file> for a new run ({_configs_here()}), or "
+        new = "" if mode in TAKES else f"--config=<file> for a new run ({_configs_here()}), or "
         raise UserError(f"--mode={mode} of what? Give {new}--workdir=<directory> of an existing run.")
     directory = Path(workdir).expanduser() if workdir else Path("runs") / default_name(config_spec)
     nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))
@@ -80,9 +86,10 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
         if not configs.applies(key, config):
             by = configs.chooser(key)
             raise UserError(f"config.{key} does not apply to {by}={configs.flatten(config)[by]}: leave it out.")
-        if mode == "sample" and not key.startswith("sampler."):
-            raise UserError(f"--mode=sample takes the run's config: only config.sampler keys may be given, found config.{key}.")
-    if mode == "sample" or run_directory.exists(directory):
+        if mode in TAKES and not key.startswith(TAKES[mode]):
+            taken = ", ".join(f"config.{prefix.rstrip('.')}" for prefix in TAKES[mode])
+            raise UserError(f"--mode={mode} takes the run's config: only {taken} keys may be given, found config.{key}.")
+    if mode in TAKES or run_directory.exists(directory):
         run_directory.check_agreement(directory, config)
     return config, directory
 

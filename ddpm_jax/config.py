@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.construct import takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.likelihood import FROM_END_TO_END, PROBES, SOLVERS
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.posterior import VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS
@@ -166,12 +167,27 @@ KEYS: dict[str, Key] = {
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
+    "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
+    "eval.split": Key("test", "the part of the data that is evaluated"),
+    "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
+    "eval.batch_size": Key(64, "examples evaluated at once, at most", POSITIVE),
+    "eval.seed": Key(0, "of dequantisation, probes and the bound's noise", SEED),
+    "eval.solver": Key("dopri5", "of the ODE: dopri5 is adaptive", SOLVERS),
+    "eval.steps": Key(100, "heun, rk4: points of the time grid, both ends among them", (lambda n: 2 <= n < 2**31, "from 2 on")),
+    "eval.grid": Key("log_snr", "heun, rk4: how they are spaced", FROM_END_TO_END),
+    "eval.rtol": Key(1e-5, "dopri5: tolerated error, relative", POSITIVE),
+    "eval.atol": Key(1e-5, "dopri5: tolerated error, absolute", POSITIVE),
+    "eval.probe": Key("rademacher", "of the divergence; exact: its trace, for data of few dimensions", PROBES),
+    "eval.probes": Key(1, "rademacher, gaussian: how many per example", POSITIVE),
+    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", POSITIVE),
+    "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", NOT_NEGATIVE),
+    "eval.variance": Key("auto", "of the bound's reverse steps; auto: a learned one, else large", ("auto", *VARIANCES)),
 }
 
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
 # rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
-    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
 )  # fmt: skip

@@ -24,7 +24,8 @@ def explain(error: Exception) -> UserError | None:
         return UserError(
             f"The memory does not suffice ({first_line(error)}). For training lower config.train.batch_size or the size of "
             "the network (config.network.channels, multipliers, blocks, attention), in another --workdir; for sampling lower "
-            "config.sampler.batch_size; where the data take it up, config.data.memory_limit_mb; or end other programs there."
+            "config.sampler.batch_size, for evaluating config.eval.batch_size; where the data take it up, "
+            "config.data.memory_limit_mb; or end other programs there."
         )
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.endswith("xla_bridge.py"):  # an AssertionError too, where jax lacks the plugin of a GPU

@@ -12,14 +12,17 @@ from ddpm_jax.errors import explain
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "", "A config file and, after a colon, variants of it: configs/mnist.py:ddim,smoke.")
 flags.DEFINE_string("workdir", "", "The run directory (default: runs/<config>[-<variants>]).")
-flags.DEFINE_enum("mode", "train", ["train", "sample"], "Train (and sample at the end), or sample from a trained run.")
+flags.DEFINE_enum(
+    "mode", "train", ["train", "sample", "eval"], "Train (and sample at the end); or sample from a trained run, or evaluate it."
+)
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def main(argv: list[str]) -> None:
     """Parses the command line and does what it says."""
     from ddpm_jax import command
-    from ddpm_jax.training import jobs
+    from ddpm_jax.evaluation import jobs as evaluation
+    from ddpm_jax.training import jobs as training
 
     flag_words, overrides, wants_help = command.split(argv[1:])
     command.parse_flags(flag_words)
@@ -27,7 +30,7 @@ def main(argv: list[str]) -> None:
         print(command.help_text(FLAGS.config, FLAGS.workdir, overrides))
         return
     config, workdir = command.resolve(FLAGS.config, FLAGS.workdir, FLAGS.mode, overrides)
-    jobs.JOBS[FLAGS.mode](config, workdir)
+    (training.JOBS | evaluation.JOBS)[FLAGS.mode](config, workdir)
 
 
 def run() -> None:

@@ -84,10 +84,10 @@ def improved_vlb(config: ConfigDict) -> None:
 
 
 def ncsn(config: ConfigDict) -> None:
-    """232 levels of noise up to 50, eps with NCSN's sigma^2, ancestral on all of them (Song & Ermon 2020, NCSNv2)"""
+    """232 levels of noise up to 50, eps with NCSN's sigma^2, five steps of Langevin dynamics on each (Song & Ermon 2020, NCSNv2)"""
     _learn(config, "ncsn", "eps", "ncsn")
     config.process.steps = 232
-    config.sampler.update(name="ancestral", steps=232, grid="uniform", variance="small")
+    config.sampler.update(name="annealed_langevin", steps=232, grid="uniform", langevin_steps=5, rate=0.062)
 
 
 def min_snr(config: ConfigDict) -> None:
@@ -102,6 +102,7 @@ def smoke(config: ConfigDict) -> None:
     config.optim.update(warmup_steps=2)
     config.train.update(steps=8, batch_size=16, steps_per_call=0, log_every=2, sample_every=4, checkpoint_every=4)
     config.sampler.update(steps=5, num_samples=4, batch_size=4)
+    config.eval.update(num_examples=4, batch_size=4, solver="rk4", steps=3, bound_terms=4)
 
 
 VARIANTS: dict[str, Variant] = {

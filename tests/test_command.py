@@ -63,6 +63,7 @@ MISTAKES = {
     # what to do at all
     "": ["--mode=train of what", "--config=<file>", "configs/good.py", "--workdir"],
     "--mode=sample": ["--mode=sample of what", "--workdir"],
+    "--mode=eval": ["--mode=eval of what", "--workdir"],
     # flags
     "--mode=foo " + GOOD: ["--mode=foo", "train|sample"],
     "--mode " + GOOD: ["--mode=--config=configs/good.py", "train|sample"],
@@ -104,12 +105,12 @@ MISTAKES = {
     GOOD + " --config.optim.learning_rat=1": ["no config key 'optim.learning_rat'. Did you mean optim.learning_rate?"],
     GOOD + " --config.optm.learning_rate=1": ["no config key 'optm.learning_rate'. Did you mean optim.learning_rate?"],
     GOOD + " --config.Optim.B1=1": ["no config key 'Optim.B1'. Did you mean optim.b1?"],
-    GOOD + " --config.steps=1": ["Did you mean process.steps or train.steps or sampler.steps?"],
-    GOOD + " --config.data.batch_size=1": ["Did you mean train.batch_size or sampler.batch_size?"],
+    GOOD + " --config.steps=1": ["Did you mean process.steps or train.steps or sampler.steps or eval.steps?"],
+    GOOD + " --config.data.batch_size=1": ["Did you mean train.batch_size or sampler.batch_size or eval.batch_size?"],
     GOOD + " --config.optim.zzz=1": ["The keys of optim are name, learning_rate, warmup_steps, b1, b2, eps, clip_norm."],
     GOOD + " --config.optim=1": ["'optim'. It is a section: set one of its keys, optim.name, optim.learning_rate,"],
     GOOD + " --config.optim.=1": ["'optim'. It is a section: set one of its keys, optim.name"],
-    GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed and those of data, ema, loss,"],
+    GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed and those of data, ema, eval, loss,"],
     GOOD + " --config.=1": ["no config key ''. The keys are task, seed and those of data,"],
     # values
     GOOD + " --config.optim.b1": ["config.optim.b1 takes a float", "found no value: write --config.optim.b1=<value>."],
@@ -163,6 +164,11 @@ MISTAKES = {
     "--mode=sample --workdir=empty": ["no run in empty"],
     "--mode=sample --workdir=run --config.train.steps=9": ["only config.sampler keys", "found config.train.steps"],
     "--mode=sample --workdir=run --config.seed=9": ["only config.sampler keys", "found config.seed"],
+    "--mode=eval " + GOOD: ["no run in runs/good"],
+    "--mode=eval --workdir=run --config.sampler.steps=9": ["only config.eval, config.sampler.ema,", "sampler.steps"],
+    "--mode=eval --workdir=run --config.eval.grid=leading": ["config.eval.grid takes one of log_snr, uniform, karras,"],
+    "--mode=eval --workdir=run --config.eval.steps=1": ["config.eval.steps takes an int from 2 on"],
+    "--mode=eval --workdir=run --config.eval.solver=dopri5 --config.eval.steps=9": ["eval.steps does not apply to eval.solver"],
     "--mode=sample --workdir=run --config.sampler.stps=9": ["Did you mean sampler.steps?"],
     "--mode=sample " + GOOD + " --workdir=run": ["run holds a run with another config"],
 }
@@ -208,6 +214,8 @@ GRAMMAR = {
     "--config=configs/no_argument.py": ("seed", 0),
     "--workdir=run --config.train.steps=9": ("train.steps", 9),
     "--mode=sample --workdir=run --config.sampler.num_samples=9": ("sampler.num_samples", 9),
+    "--mode=eval --workdir=run --config.eval.bpd": ("eval.bpd", True),
+    "--mode=eval --workdir=run --config.sampler.ema=0": ("sampler.ema", 0),
 }
 
 

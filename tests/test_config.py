@@ -21,6 +21,7 @@ from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.diffusion.times import TIMES, Examples
 from ddpm_jax.errors import Diverged, UserError
+from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import jobs, loop
 from ddpm_jax.training.optimizers import OPTIMIZERS
@@ -389,10 +390,49 @@ def test_the_same_config_leaves_the_same_run(run_job):
     """Without which the tests above could not fail."""
     assert run_job.__wrapped__() == run_job()
     assert parts(smoke()) == parts(smoke())
+    assert evaluation.__wrapped__(()) == evaluation(())
     assert updates(smoke()) == updates(smoke())
 
 
+# ------------------------------------------------------- every key arrives: what an evaluation computes
+
+
+# key: (another value, what both configs also set)
+EVAL_KEYS = {
+    "eval.seed": (5, {}),
+    "eval.solver": ("heun", {}),
+    "eval.steps": (4, {}),
+    "eval.grid": ("uniform", {}),
+    "eval.rtol": (1e-3, {"eval.solver": "dopri5"}),
+    "eval.atol": (1e-3, {"eval.solver": "dopri5"}),
+    "eval.probe": ("gaussian", {}),
+    "eval.probes": (2, {}),
+    "eval.bound_steps": (900, {"process.name": "vp"}),
+    "eval.bound_terms": (5, {}),
+    "eval.variance": ("small", {}),
+}
+# What of the data is evaluated, and how much at once: see tests/evaluation.
+EVAL_DATA_KEYS = {"eval.bpd": True, "eval.split": "train", "eval.num_examples": 3, "eval.batch_size": 3}
+
+
+@functools.cache
+def evaluation(changes):
+    config = smoke({"network.name": "mlp"} | dict(changes))
+    configs.validate(config)
+    task = build(config, (2,))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    rows, places = jax.ShapeDtypeStruct((2, 2), np.float32), jax.ShapeDtypeStruct((2,), np.int32)
+    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, rows, places)
+
+
+@pytest.mark.parametrize("key", EVAL_KEYS)
+def test_a_key_of_the_evaluation_arrives(key):
+    value, given = EVAL_KEYS[key]
+    assert evaluation(tuple(given.items())) != evaluation((*given.items(), (key, value)))
+
+
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
+OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
 
@@ -534,7 +574,7 @@ FREE = {
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
     "train.max_skips", "train.debug_nans",
-    *(key for key in configs.KEYS if key.startswith("sampler.")),
+    *(key for key in configs.KEYS if key.startswith(("sampler.", "eval."))),
 }  # fmt: skip
 
 

@@ -1,0 +1,209 @@
+"""Bits per dimension of a run on a set of examples: by the probability-flow ODE and by the variational bound."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import files, images
+from ddpm_jax.construct import arguments, construct
+from ddpm_jax.data import SOURCES, Source, Streamed
+from ddpm_jax.diffusion import likelihood
+from ddpm_jax.diffusion.bound import VARIANCES, bins, density
+from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
+from ddpm_jax.diffusion.transforms import clipped
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import records
+from ddpm_jax.training import parallel
+from ddpm_jax.training.progress import Progress, duration
+from ddpm_jax.training.run import Run
+from ddpm_jax.training.tasks import Task, kernel
+
+# What a random number of an evaluation is for: the last part of its address (seed, example, purpose).
+DEQUANTISE, PROBE, NOISE = range(3)
+PARTS = 10  # of the chain, for which the bound's terms are kept apart
+
+
+def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
+    """Evaluates the first config.eval.num_examples of the source, prints both numbers and writes them under evaluations/.
+
+    NAME.jsonl holds the results of each example, in nats, and is continued where it ends; NAME.json the conditions and the
+    means. An example's result depends on the conditions and its place in the source alone. Returns what NAME.json holds.
+    Raises UserError where the settings do not go together, or a result is not finite.
+    """
+    c, devices = run.config.eval, jax.local_devices()
+    count = min(c.num_examples or source.num_examples, source.num_examples)
+    conditions = conditions_of(run)
+    path = records.path_of(run.workdir / "evaluations", f"bits_per_dimension_step_{int(run.state.step):08}", conditions)
+    results = records.open_records(path, conditions)
+    left = [i for i in range(count) if i not in results]
+    batch = -(-min(c.batch_size, count) // len(devices)) * len(devices)
+    start = time.monotonic()
+    if left:
+        print(f"bits per dimension of {count} examples of the split {c.split}, {count - len(left)} of them done", flush=True)
+        compute = parallel.over_devices(make_compute(run.task, run.config, source.image_shape), devices, (None, 0, 0), 0)
+        params = parallel.replicate(run.params, devices)
+    with Progress(count, "examples", count - len(left)) as progress:
+        for first in range(0, len(left), batch):
+            now = left[first : first + batch]
+            padded = np.array(now + now[-1:] * (batch - len(now)), np.int32)
+            rows = parallel.split(source.gather(padded)["image"], devices)
+            found = jax.device_get(_explained(compute, params, rows, parallel.split(padded, devices)))
+            found = {name: np.concatenate(values) for name, values in found.items()}
+            lines = [{"example": i} | {name: found[name][k].tolist() for name in found} for k, i in enumerate(now)]
+            for line in lines:
+                if not math.isfinite(line["ode"] + line["bound"]):
+                    raise UserError(
+                        f"The likelihood of example {line['example']} is not finite: the network's output is not, or the "
+                        "adaptive solver did not arrive. Raise --config.eval.rtol and atol, or take --config.eval.solver=rk4."
+                    )
+            records.append(path, lines)
+            results |= {line["example"]: line for line in lines}
+            progress(count - len(left) + first + len(now))
+    summary = {"conditions": conditions, **summarise([results[i] for i in range(count)], source.image_shape)}
+    files.write_text(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+    print("\n".join(report(summary)))
+    print(f"{duration(time.monotonic() - start)}; wrote\n  {path}\n  {path.with_suffix('.json')}", flush=True)
+    return summary
+
+
+def _explained(compute, *args):
+    try:
+        return compute(*args)
+    except ValueError as error:
+        raise UserError(f"The settings of config.eval do not suit the run: {error}.") from error
+
+
+def conditions_of(run: Run) -> dict[str, Any]:
+    """All that an example's result depends on, but for rounding."""
+    c, process = run.config.eval, run.process
+    data = arguments(SOURCES[run.config.data.name], run.config.data)
+    here = ("split", "data_dir", "raw_dir", "path", "memory_limit_mb")
+    data = {"name": run.config.data.name, "split": c.split} | {key: data[key] for key in data if key not in here}
+    return {
+        "checkpoint_step": int(run.state.step),
+        "ema_decay": run.config.ema.decays[run.config.sampler.ema],
+        "data": data,
+        "seed": c.seed,
+        "ode": {
+            "solver": c.solver,
+            **arguments(likelihood.SOLVERS[c.solver], c),
+            "probe": c.probe,
+            "probes": c.probes,
+            "t_min": float(process.t_min.likelihood),
+            "dequantised": len(run.image_shape) == 3,
+        },
+        "bound": {
+            "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)),
+            "evaluated": c.bound_terms or "all",
+            "variance": variance_of(run.config),
+        },
+    }
+
+
+def variance_of(config: ConfigDict) -> str:
+    """The name of the bound's variance: config.eval.variance, or what it stands for. UserError for one that was not learned."""
+    learned, name = kernel(config).loss.learns, config.eval.variance
+    name = (learned or "large") if name == "auto" else name
+    if name not in (*FIXED_VARIANCES, learned):
+        raise UserError(f"config.eval.variance={name} was not learned by this run: take auto, small or large.")
+    return name
+
+
+def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
+    """A function compute(params, rows [B, ...], places [B]) -> {name: [B, ...]}, the results of these examples in nats."""
+    c, process, pixels = config.eval, task.process, len(shape) == 3
+    solver = construct(likelihood.SOLVERS, c, choice="solver")
+    times = likelihood.chain_times(process, steps=c.bound_steps)
+    to_data = process.num_steps > 0 and float(process.sigma(0.0)) == 0
+    width = -(-(c.bound_terms or len(times) - 1) // PARTS)
+
+    def compute(params, rows, places):
+        def denoise(x, t):
+            return task.denoise(params, x, t)
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(c.seed), places)
+        dequantise, probe, noise = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (DEQUANTISE, PROBE, NOISE))
+        x = likelihood.dequantise(rows, dequantise) if pixels else rows
+        ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
+        bound = likelihood.variational_bound(
+            clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
+            variance=VARIANCES[variance_of(config)], terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
+        )  # fmt: skip
+        padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
+        return {
+            "ode": -ode.log_density,
+            "ode_evaluations": ode.evaluations,
+            "bound": bound.prior + bound.terms.sum(0) + bound.decoder,
+            "bound_prior": bound.prior,
+            "bound_terms": jnp.pad(bound.terms, padding).reshape(PARTS, width, -1).sum(1).T,
+            "bound_decoder": bound.decoder,
+            "bound_evaluations": jnp.full(len(rows), bound.evaluations),
+        }
+
+    return compute
+
+
+def summarise(results: list[dict[str, Any]], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Means over examples, and their standard errors, in bits per dimension.
+
+    ode: -log2 p / D of the density, for images with the 7 bits of a level. bound: with its parts, L_T, the terms between by
+    tenths of the chain, from noise to data, and the decoder's.
+    """
+    columns = {name: np.array([result[name] for result in results], np.float64) for name in results[0]}
+    pixels = 7.0 if len(shape) == 3 else 0.0
+
+    def mean(name):
+        return (columns[name].mean(0) / (math.prod(shape) * math.log(2))).tolist()
+
+    def error(name):
+        spread = columns[name].std(ddof=1) if len(results) > 1 else math.nan
+        spread /= len(results) ** 0.5 * math.prod(shape) * math.log(2)
+        return spread if math.isfinite(spread) else None
+
+    return {
+        "examples": len(results),
+        "ode": {
+            "bits_per_dimension": mean("ode") + pixels,
+            "standard_error": error("ode"),
+            "evaluations": columns["ode_evaluations"].mean(),
+        },
+        "bound": {
+            "bits_per_dimension": mean("bound"),
+            "standard_error": error("bound"),
+            "prior": mean("bound_prior"),
+            "terms_by_tenth": mean("bound_terms"),
+            "decoder": mean("bound_decoder"),
+            "evaluations": columns["bound_evaluations"].mean(),
+        },
+    }
+
+
+def report(summary: dict[str, Any]) -> list[str]:
+    """What is printed: both numbers with their conditions."""
+    conditions, ode, bound = summary["conditions"], summary["ode"], summary["bound"]
+    how, chain = conditions["ode"], conditions["bound"]
+
+    def number(part):
+        error = "" if part["standard_error"] is None else f" +- {part['standard_error']:.4f}"
+        return f"{part['bits_per_dimension']:.4f}{error} bits per dimension"
+
+    data = conditions["data"]
+    settings = ", ".join(f"{key} {how[key]}" for key in ("steps", "grid", "rtol", "atol") if key in how)
+    probes = "exact trace" if how["probe"] == "exact" else f"{how['probes']} {how['probe']} probe{'s' * (how['probes'] > 1)}"
+    pixels = f"dequantised with seed {conditions['seed']}, " if how["dequantised"] else ""
+    return [
+        f"{summary['examples']} examples of {data['name']}, split {data['split']}; checkpoint of step "
+        f"{conditions['checkpoint_step']}, EMA {conditions['ema_decay']}",
+        f"  probability-flow ODE: {number(ode)} ({pixels}{how['solver']}, {settings}, {probes}, "
+        f"t_min {how['t_min']:g}, {ode['evaluations']:.0f} evaluations)",
+        f"  variational bound: {number(bound)} (L_T {bound['prior']:.4f}, between {sum(bound['terms_by_tenth']):.4f}, L_0 "
+        f"{bound['decoder']:.4f}; {chain['evaluated']} of {chain['transitions']} steps, {chain['variance']} variance, "
+        f"{bound['evaluations']:.0f} evaluations)",
+    ]

@@ -1,0 +1,29 @@
+"""What the command line's mode `eval` does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.construct import construct
+from ddpm_jax.data import SOURCES
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import bits_per_dimension
+from ddpm_jax.training import run
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Evaluates the newest checkpoint of a run on the split config.eval.split, by what config.eval switches on."""
+    if not config.eval.bpd:
+        raise UserError("--mode=eval of what? Switch an evaluation on: --config.eval.bpd=true, bits per dimension.")
+    restored = run.restore(workdir, config)
+    source = construct(SOURCES, dict(config.data) | {"split": config.eval.split})
+    if source.image_shape != restored.image_shape:
+        raise UserError(
+            f"The run in {workdir} has images of {list(restored.image_shape)} and the data are now "
+            f"{list(source.image_shape)}. Bring the same data back."
+        )
+    bits_per_dimension.evaluate(restored, source)
+
+
+JOBS: dict[str, Callable[[ConfigDict, Path], None]] = {"eval": evaluate}
