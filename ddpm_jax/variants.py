@@ -84,7 +84,7 @@ def improved_vlb(config: ConfigDict) -> None:
 
 
 def ncsn(config: ConfigDict) -> None:
-    """232 levels of noise up to 50, eps with NCSN's sigma^2, five steps of Langevin dynamics on each (Song & Ermon 2020, NCSNv2)"""
+    """232 levels of noise up to 50, eps with the weight sigma^2, five Langevin steps on each (Song & Ermon 2020, NCSNv2)"""
     _learn(config, "ncsn", "eps", "ncsn")
     config.process.steps = 232
     config.sampler.update(name="annealed_langevin", steps=232, grid="uniform", langevin_steps=5, rate=0.062)
