@@ -21,7 +21,7 @@ def _euler_maruyama_step(denoise, process, x, memory, at):
 def euler_maruyama() -> Sampler:
     """x_s = x_t - (f x_t - g^2 score) dt + g sqrt(dt) z, dt = t - s: the reverse SDE, equation (6) of `process`.
 
-    Song et al. 2021 (score SDE), section 4. Evaluations per step: 1.
+    Song et al. 2021 (score SDE), section 4. Bias: first power of the step. Evaluations per step: 1.
     """
     return Sampler(
         Partial(no_memory),
@@ -40,7 +40,8 @@ def reverse_diffusion() -> Sampler:
     """x_s = (2 - a) x_t + b^2 score + b z, where q(x_t | x_s) = N(a x_s, b^2 I), equation (3) of `process`.
 
     The reverse of the forward chain discretised in the same way (Song et al. 2021, score SDE, eq. 46); on a full table a is
-    sqrt(1 - beta) and b^2 is beta, on VE a is 1 and b^2 the difference of variances. Evaluations per step: 1.
+    sqrt(1 - beta) and b^2 is beta, on VE a is 1 and b^2 the difference of variances. Bias: first power of the step. Evaluations
+    per step: 1.
     """
     return Sampler(Partial(no_memory), Partial(_reverse_diffusion_step))
 
