@@ -2,7 +2,7 @@
 
     python -m ddpm_jax.main --config=configs/toy2d.py:vp --config.data.pattern=checkerboard --workdir=runs/nfe-toy2d
     python -m ddpm_jax.main --config=configs/digits.py:vp --workdir=runs/nfe-digits
-    python -m experiments.quality_vs_nfe.run runs/nfe-toy2d runs/nfe-digits
+    XLA_FLAGS=--xla_backend_optimization_level=0 python -m experiments.quality_vs_nfe.run runs/nfe-toy2d runs/nfe-digits
 
 Writes toy2d.png and digits.png beside this file, rows of samplers, columns of evaluations, and prints a table: the sliced
 Wasserstein distance of 10,000 samples of the first run to fresh data, and, on a mixture of Gaussians whose denoiser is exact,
@@ -87,9 +87,9 @@ def path_distance(sampler, process, n) -> float:
 
 def main() -> None:
     points, digits = (ddpm_jax.load(path) for path in sys.argv[1:])
-    config = points.config.data
-    draws = (toy2d.load(pattern=config.pattern, num_examples=POINTS, seed=seed).arrays["image"] for seed in (1001, 1002))
-    fresh, other = draws
+    pattern = points.config.data.pattern
+    fresh, other = (toy2d.load(split="train", pattern=pattern, num_examples=POINTS, seed=seed) for seed in (1001, 1002))
+    fresh, other = fresh.arrays["image"], other.arrays["image"]
     print(f"two sets of fresh data are {sliced_wasserstein(fresh, other):.4f} apart")
     clouds, strips = [], []
     blank = np.full((160, 160, 3), 255, np.uint8)
