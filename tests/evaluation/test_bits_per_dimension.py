@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ddpm_jax import command, variants
 from ddpm_jax import config as configs
+from ddpm_jax import main, variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
 from ddpm_jax.diffusion.bound import VARIANCES
@@ -26,7 +26,7 @@ from ddpm_jax.diffusion.likelihood import (
 )
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import jobs, records
+from ddpm_jax.evaluation import records
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
@@ -88,10 +88,12 @@ def trained(tmp_path_factory):
 
 
 def evaluate(workdir, *words):
-    """By the command line's way; what the file of the summary holds, and that of the examples."""
+    """By the command line; what the file of the summary holds, and that of the examples."""
     before = set(workdir.glob("evaluations/*.json"))
-    _, overrides, _ = command.split([f"--config.{word}" for word in words])
-    jobs.JOBS["eval"](*command.resolve("", str(workdir), "eval", overrides))
+    main.FLAGS.unparse_flags()
+    for name in ("config", "workdir", "mode", "debug"):
+        main.FLAGS[name].unparse()
+    main.main(["main", "--mode=eval", f"--workdir={workdir}", *(f"--config.{word}" for word in words)])
     path = max(workdir.glob("evaluations/*.json"), key=lambda path: (path not in before, path.stat().st_mtime_ns))
     return json.loads(path.read_text()), [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
 
