@@ -49,6 +49,20 @@ def _rectified_flow(config):
     config.train.steps = 1_300_000
 
 
+def _improved(config):
+    """Nichol & Dhariwal 2021, appendix A and code, the cosine schedule's dropout."""
+    config.network.update(blocks=3, attention=(16, 8), heads=4, scale_shift_norm=True, dropout=0.3)
+    config.optim.update(learning_rate=1e-4, warmup_steps=0, clip_norm=0.0)
+    config.train.steps = 500_000
+
+
+def _ncsnv2(config):
+    """Song & Ermon 2020, appendix B."""
+    config.optim.update(learning_rate=1e-4, warmup_steps=0, clip_norm=0.0)
+    config.ema.decays = (0.999,)
+    config.train.steps = 300_000
+
+
 # What the papers trained CIFAR-10 with, on top of `cifar_ddpm` (whose U-Net stays: theirs are deeper).
 CIFAR_PUBLISHED: dict[str, Callable[[ConfigDict], None]] = {
     "vp": _score_sde(0.9999),
@@ -56,4 +70,7 @@ CIFAR_PUBLISHED: dict[str, Callable[[ConfigDict], None]] = {
     "ve": _score_sde(0.999),
     "edm": _edm,
     "flow": _rectified_flow,
+    "improved": _improved,
+    "improved_vlb": _improved,
+    "ncsn": _ncsnv2,
 }

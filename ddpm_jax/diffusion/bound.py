@@ -6,6 +6,7 @@ over its elements; `bits` converts them.
 A decoder(x0, mean, log_variance) -> log p(x_0 | x_t), elementwise, broadcasts its arguments.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -33,7 +34,7 @@ VARIANCES: dict[str, Callable] = {
 
 def bits(nats: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Nats per example of this shape, without the batch axis, as bits per dimension."""
-    return nats / (jnp.prod(jnp.asarray(shape, nats.dtype)) * jnp.log(2.0))
+    return nats / (math.prod(shape) * math.log(2))
 
 
 def bins(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:

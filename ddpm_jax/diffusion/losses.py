@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.bound import VARIANCES, bits, bound_term
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
-from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, PredictionType
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, PredictionType, split_output
 from ddpm_jax.diffusion.process import Process, add_noise, derivative
 
 Weighting = Callable[[Process, jax.Array], jax.Array]
@@ -151,13 +151,14 @@ def denoising_loss(
 
     apply(x, time) is the network. Multiply by the number of elements for the sum in the papers' norms.
     """
-    return _error(_output(apply, process, prediction, x0, eps, t)[1], process, prediction, weighting, x0, eps, t)
+    _, output, _ = _predict(apply, process, prediction, x0, eps, t)
+    return _error(output, process, prediction, weighting, x0, eps, t)
 
 
-def _output(apply, process, prediction, x0, eps, t):
-    """x_t and what the network says of it."""
+def _predict(apply, process, prediction, x0, eps, t, learned_variance=False):
+    """x_t, and the network's prediction and second output or None."""
     x = add_noise(process, x0, eps, t)
-    return x, apply(prediction.input(process, x, t), process.time_input(t))
+    return x, *split_output(apply(prediction.input(process, x, t), process.time_input(t)), x, learned_variance)
 
 
 def _error(output, process, prediction, weighting, x0, eps, t):
@@ -194,8 +195,7 @@ def hybrid(*, weighting: Weighting, variance: str) -> Loss:
         )
 
     def of(apply, process, prediction, x0, eps, t):
-        x, output = _output(apply, process, prediction, x0, eps, t)
-        output, raw = jnp.split(output, 2, axis=-1)
+        x, output, raw = _predict(apply, process, prediction, x0, eps, t, learned_variance=True)
         bound = _bound(x, jax.lax.stop_gradient(output), raw, variance, process, prediction, x0, t)
         return _error(output, process, prediction, weighting, x0, eps, t) + process.num_steps / 1000 * bound
 
@@ -210,8 +210,7 @@ def vlb(*, variance: str) -> Loss:
     learns = "" if variance in FIXED_VARIANCES else variance
 
     def of(apply, process, prediction, x0, eps, t):
-        x, output = _output(apply, process, prediction, x0, eps, t)
-        output, raw = jnp.split(output, 2, axis=-1) if learns else (output, None)
+        x, output, raw = _predict(apply, process, prediction, x0, eps, t, learned_variance=bool(learns))
         return process.num_steps * _bound(x, output, raw, variance, process, prediction, x0, t)
 
     return Loss(of, learns, _CHAIN)

@@ -207,6 +207,17 @@ def _last_alpha(process):
     return process.alpha(process.t_max)
 
 
+def split_output(output: jax.Array, x: jax.Array, learned_variance: bool) -> tuple[jax.Array, jax.Array | None]:
+    """The prediction and `raw` in a network's output for x: its two halves where it has twice the channels, else it and None.
+
+    Raises ValueError for an output of another shape.
+    """
+    wanted = (*x.shape[:-1], (1 + learned_variance) * x.shape[-1])
+    if output.shape != wanted:
+        raise ValueError(f"the network's output must have shape {list(wanted)} for this x, found {list(output.shape)}")
+    return jnp.split(output, 2, axis=-1) if learned_variance else (output, None)
+
+
 def network_denoiser(
     apply: Callable[[jax.Array, jax.Array], Any],
     process: Process,
@@ -222,11 +233,7 @@ def network_denoiser(
 
     def denoise(x, t):
         time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
-        output = apply(prediction.input(process, x, t), time)
-        wanted = (*x.shape[:-1], (1 + learned_variance) * x.shape[-1])
-        if output.shape != wanted:
-            raise ValueError(f"the network's output must have shape {list(wanted)} for this x, found {list(output.shape)}")
-        output, raw = jnp.split(output, 2, axis=-1) if learned_variance else (output, None)
+        output, raw = split_output(apply(prediction.input(process, x, t), time), x, learned_variance)
         return Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)
 
     return denoise

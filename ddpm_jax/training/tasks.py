@@ -110,8 +110,8 @@ def _with_t_min(section):
 
 def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
     """A network that predicts the noise in images (or what it follows from) at every level of it."""
-    process, prediction, loss_of, times, sampler, grid = kernel(config)
-    learned_variance = bool(loss_of.learns)
+    process, prediction, objective, times, sampler, grid = kernel(config)
+    learned_variance = bool(objective.learns)
     network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance})
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
@@ -133,7 +133,7 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
         t, weights = times.draw(process, examples._replace(keys=addressed(TIME)), history)
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
         apply = partial(network.apply, params, keys=addressed(DROPOUT))
-        losses = loss_of.of(apply, process, prediction, x0, eps, t)
+        losses = objective.of(apply, process, prediction, x0, eps, t)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
 
     def remember(history, seen):

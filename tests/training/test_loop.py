@@ -164,6 +164,7 @@ def test_debug_nans_names_the_operation_and_its_line(where, point_config, point_
     else:
         point_config.network.name = "rooted"
     point_config.train.update(debug_nans=True, micro_batches=2)
+    point_config.times.name = "importance"
     words = {"loss": r"log, in .*test_loop.py, line \d+: .*jnp.log\(-t\)", "gradient": r"div, in .*jnp.sqrt\(self.param"}
     with pytest.raises(Diverged, match=f"after step 0, comes from {words[where]}"):
         train(point_config, point_source, tmp_path, devices=2)
