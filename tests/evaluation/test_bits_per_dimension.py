@@ -27,6 +27,7 @@ from ddpm_jax.diffusion.likelihood import (
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
+from ddpm_jax.evaluation.bits_per_dimension import make_compute, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
@@ -196,6 +197,25 @@ def test_other_conditions_are_another_file(tmp_path):
     one = records.path_of(tmp_path, "name", {"seed": 0, "split": "test"})
     assert one == records.path_of(tmp_path, "name", {"split": "test", "seed": 0})
     assert one != records.path_of(tmp_path, "name", {"split": "test", "seed": 1})
+
+
+def test_the_variance_that_was_learned():
+    """It is taken where the run has one, and no other than that."""
+    config = variants.apply(configs.base(), "improved,smoke")
+    config.network.name = "mlp"
+    task = build(config, (2,))
+    assert variance_of(config) == "learned_range" and variance_of(variants.apply(configs.base(), "smoke")) == "large"
+
+    def computed():
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, jnp.zeros((3, 2)), jnp.arange(3)))
+
+    learned = computed()
+    config.eval.variance = "small"
+    assert computed() != learned
+    config.eval.variance = "learned"
+    with pytest.raises(UserError, match="eval.variance=learned was not learned by this run: take auto, small or large"):
+        computed()
 
 
 def test_mistakes(trained):
