@@ -119,6 +119,7 @@ def variance_of(config: ConfigDict) -> str:
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
     """A function compute(params, rows [B, ...], places [B]) -> {name: [B, ...]}, the results of these examples in nats."""
     c, process, pixels = config.eval, task.process, len(shape) == 3
+    variance = VARIANCES[variance_of(config)]
     solver = construct(likelihood.SOLVERS, c, choice="solver")
     times = likelihood.chain_times(process, steps=c.bound_steps)
     to_data = process.num_steps > 0 and float(process.sigma(0.0)) == 0
@@ -134,7 +135,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
         ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
         bound = likelihood.variational_bound(
             clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
-            variance=VARIANCES[variance_of(config)], terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
+            variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
         )  # fmt: skip
         padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
         return {
