@@ -75,8 +75,8 @@ def corrected(predictor: Sampler, *, snr: float, corrector_steps: int = 1, norms
     e = 2 (snr |z| / |score|)^2. norms: "sample", of each on its own; "batch", their mean over the batch as published, so that
     a sample depends on its batch and device. The factor 1 - beta that they give e on tables is left out. Bias: in many
     dimensions a long correction ends at 1 / (1 - snr^2) of the variance; in few the norms of single samples vary, 1 / |score|^2
-    without bound, and "batch" is the better one. ValueError for other norms. Evaluations per step: corrector_steps more than the
-    predictor's.
+    without bound, and "batch" is the better one. ValueError for other norms. Evaluations per step: corrector_steps more than
+    the predictor's.
     """
     if norms not in NORMS:
         raise ValueError(f"norms must be one of {', '.join(NORMS)}, found {norms!r}")
