@@ -88,8 +88,9 @@ def test_the_later_the_start_the_less_stays_of_the_image(x64):  # noqa: ARG001
     @jax.jit
     def shares(start):
         times = process.inverse_log_snr(jnp.linspace(start, 7.0, 31))
-        x = img2img(ancestral(), oracle.denoiser(world(), process), process, times, keys, images).x
-        noised = img2img(ancestral(), None, process, times[:1], keys, images, last="stop").x
+        denoise = oracle.denoiser(world(), process)
+        x = img2img(ancestral(), denoise, process, times, keys, images).x
+        noised = img2img(ancestral(), denoise, process, times[:1], keys, images, last="stop").x
         exact = jnp.exp(oracle.class_log_posterior(world(), process, noised, times[0], 2)[:, 0])
         return (x[:, 0] < x[:, 1]).mean(), exact.mean()
 
