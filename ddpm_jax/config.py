@@ -60,6 +60,8 @@ KEYS: dict[str, Key] = {
     "data.num_examples": Key(50_000, "toy2d: how many points", POSITIVE),
     "data.seed": Key(0, "toy2d: of the points", SEED),
     "data.flip": Key(False, "mirror images left to right at random"),
+    "cond.labels": Key(False, "the network is shown the labels of the data"),
+    "cond.dropout": Key(0.1, "share of the training examples that have the null label, of the unconditional model", BELOW_ONE),
     "network.name": Key("unet", "the architecture", NETWORKS),
     "network.channels": Key(128, "channels of the first level", EMBEDDABLE),
     "network.multipliers": Key((1, 2, 2, 2), "channels of each level, in multiples of the first", POSITIVE),
@@ -163,6 +165,7 @@ KEYS: dict[str, Key] = {
     "sampler.max_evaluations": Key(10_000, "adaptive_ode: per transition", (lambda value: 7 <= value < 2**31, "at least 7")),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
+    "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", NOT_NEGATIVE),
     "sampler.num_samples": Key(64, "images", POSITIVE),
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
@@ -248,11 +251,21 @@ def validate(config: ConfigDict) -> None:
         flat = flatten(config)
         settings = ", ".join(f"config.{key}={flat[key]}" for key in keys.split())
         raise UserError(f"These settings do not go together: {settings}. The reason: {error}.") from error
+    _check_conditioning(config)
     decays = config.ema.decays
     if config.sampler.ema >= len(decays):
         raise UserError(
             f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
             + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays)) + "."
+        )
+
+
+def _check_conditioning(config: ConfigDict) -> None:
+    """Raises UserError for what only a run with labels can do."""
+    if config.sampler.labels and not config.cond.labels:
+        raise UserError(
+            f"config.sampler.labels is {config.sampler.labels}, but this run is not conditional: leave it out, or train one "
+            "with the variant cond."
         )
 
 
@@ -275,12 +288,16 @@ def check_value(key: str, value: Any, found: Any = None) -> None:
     if type(value) is not type(default):
         raise wrong
     elements = value if isinstance(default, tuple) else (value,)
-    element_type = type(default[0]) if isinstance(default, tuple) else type(default)
     for element in elements:
-        if type(element) is not element_type or (accepts is not None and not _accepted(element, accepts)):
+        if type(element) is not _element_type(default) or (accepts is not None and not _accepted(element, accepts)):
             raise wrong
     if key in NEVER_EMPTY and not value:
         raise UserError(f"config.{key} needs at least one {NEVER_EMPTY[key]}, found ().")
+
+
+def _element_type(default) -> type:
+    """Of the elements of a tuple, which are ints where the default is empty; or of the default itself."""
+    return type((*default, 0)[0]) if isinstance(default, tuple) else type(default)
 
 
 def _is_rule(accepts) -> bool:
@@ -302,7 +319,7 @@ def kind(key: str) -> str:
     """The type and accepted values of a key, in words."""
     default, _, accepts = KEYS[key]
     if isinstance(default, tuple):
-        words = f"a tuple of {type(default[0]).__name__}s, as 1,2 or (1,2)"
+        words = f"a tuple of {_element_type(default).__name__}s, as 1,2 or (1,2)"
         return words + (f", each {accepts[1]}" if accepts else "")
     words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[type(default)]
     if accepts is None:

@@ -114,7 +114,7 @@ def half_written():
 
 
 def fewer_points(patch):
-    patch.setitem(SOURCES, "toy2d", lambda **_: Source({"image": np.zeros((999, 2), "f"), "label": np.zeros(999, "i")}, 1))
+    patch.setitem(SOURCES, "toy2d", lambda **_: Source({"image": np.zeros((999, 2), "f"), "label": np.zeros(999, "i")}, 2))
 
 
 def raising(patch, error):
@@ -183,7 +183,7 @@ TABLE = {
         lambda: replace("run/config.json", ""), AGAIN,
         ["run/config.json cannot be read", "Put a copy of it there"],
     ),
-    "a config of another format": (lambda: edit(format=7), AGAIN, ["format 7; this code reads formats up to 2", "Use the"]),
+    "a config of another format": (lambda: edit(format=7), AGAIN, ["format 7; this code reads formats up to 3", "Use the"]),
     "a key of another version": (lambda: edit(train__stepz=7), AGAIN, ["a config that this code does not take", "train.stepz"]),
     "a value of another version": (
         lambda: edit(network__name="dit"), AGAIN,
@@ -192,6 +192,24 @@ TABLE = {
     "data of another shape": (
         lambda: edit(image_shape=[3]), AGAIN,
         ["has images of [3] and the data are now [2]", "same data back"],
+    ),
+    "data of other classes": (
+        lambda: edit(num_classes=5), AGAIN,
+        ["has 5 classes and the data now 2", "same data back"],
+    ),
+    # labels
+    "labels of a set without": (
+        lambda: [Path("texts/a.png").write_bytes(Path("mixed/grey.png").read_bytes()) for _ in "a"],
+        f"{FOLDER.replace('smoke', 'cond,smoke')} --config.data.path=texts",
+        ["cond.labels shows the network labels", "data set folder has one class", "leave out the variant cond"],
+    ),
+    "a label out of range": (
+        None, f"{TOY.replace('smoke', 'cond,smoke')} --config.sampler.labels=0,2",
+        ["sampler.labels has 2", "0 to 1"],
+    ),
+    "a label of a run without": (
+        None, "--mode=sample --workdir=run --config.sampler.labels=0",
+        ["sampler.labels is (0,)", "not conditional", "variant cond"],
     ),
     # checkpoints
     "of another network": (lambda: edit(network__channels=16), AGAIN, ["params.", "this config makes it", "[16"]),

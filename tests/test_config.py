@@ -72,6 +72,8 @@ TASK_KEYS = {
     "network.progressive_input": (True, "init loss sample", {}),
     "network.single_up_attention": (True, "init loss sample", {"network.attention": (4,)}),
     "data.flip": (True, "loss", {}),
+    "cond.labels": (True, "init loss sample", {}),
+    "cond.dropout": (0.2, "loss", {"cond.labels": True}),
     "process.name": ("cosine", "loss sample", {}),
     "process.steps": (900, "loss sample", {}),
     "process.beta_start": (2e-4, "loss sample", {}),
@@ -134,6 +136,7 @@ TASK_KEYS = {
     "sampler.atol": (1e-3, "sample", {"sampler.name": "adaptive_ode"}),
     "sampler.max_evaluations": (100, "sample", {"sampler.name": "adaptive_ode"}),
     "sampler.last": ("mean", "sample", {}),
+    "sampler.labels": ((2, 0), "sample", {"cond.labels": True}),
     "sampler.clip": ("keep_eps", "sample", {"sampler.name": "ddim"}),
 }
 
@@ -146,10 +149,10 @@ def computation(f, *args):
 
 
 def parts(config):
-    task = build(config, (8, 8, 1))
+    task = build(config, (8, 8, 1), 3)
     params = jax.eval_shape(task.init, jax.random.key(0))
     examples = Examples(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)), jnp.arange(2), 2)
-    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8)}
+    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8), "label": jax.ShapeDtypeStruct((2,), np.int32)}
     indices = jax.ShapeDtypeStruct((2,), np.int32)
     knobs = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(task.knobs)]
     return {
@@ -422,7 +425,7 @@ def evaluation(changes):
     task = build(config, (2,))
     params = jax.eval_shape(task.init, jax.random.key(0))
     rows, places = jax.ShapeDtypeStruct((2, 2), np.float32), jax.ShapeDtypeStruct((2,), np.int32)
-    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, rows, places)
+    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, {"image": rows, "label": places}, places)
 
 
 @pytest.mark.parametrize("key", EVAL_KEYS)
@@ -566,7 +569,7 @@ def test_every_choice_gets_all_that_it_requires(section, table):
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
     "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
-    "data.seed", "data.flip", "ema.decays", "train.batch_size",
+    "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {

@@ -13,6 +13,7 @@ from flax import linen as nn
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import (
     SelfAttention,
+    add_labels,
     dropout,
     fan_average,
     fourier_embedding,
@@ -62,12 +63,13 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, outputs C], float32.
+    """x [B, H, W, C], time [B], keys [B] or None, labels [B] or None -> [B, H, W, outputs C], float32.
 
     channels: of the first level; level i has channels * multipliers[i]. blocks: residual blocks per level (one more on
     the way up). attention: the feature-map heights with self-attention. Between levels a strided convolution halves the
     image and nearest-neighbour upsampling doubles it, so height and width must be divisible by 2^(levels - 1).
-    dtype: of the computation; parameters, normalisation statistics and the output are float32.
+    dtype: of the computation; parameters, normalisation statistics and the output are float32. num_classes: where it is not 0,
+    labels act wherever time does, see `layers.add_labels`.
 
     Of ADM: scale_shift_norm, see ResidualBlock; residual_resample, residual blocks that halve or double between levels;
     head_channels, the channels of one attention head (0: `heads` heads everywhere).
@@ -101,9 +103,10 @@ class UNet(nn.Module):
     progressive_input: bool = False
     single_up_attention: bool = False
     outputs: int = 1
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, time, keys=None):
+    def __call__(self, x, time, keys=None, labels=None):
         check_image_size(x.shape[1:3], len(self.multipliers))
         heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
         if not set(self.attention) <= set(heights):
@@ -121,6 +124,7 @@ class UNet(nn.Module):
         embedding = embed[self.time_embedding](time, self.channels).astype(dtype)
         embedding = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=fan_average)(embedding)
         embedding = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=fan_average)(nn.silu(embedding))
+        embedding = add_labels(embedding, labels, self.num_classes)
 
         layers = iter(range(1_000_000))  # numbers the residual blocks, which address their dropout by it
 

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
-from ddpm_jax.errors import UserError
 from ddpm_jax.training import logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
@@ -24,17 +23,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
     source = construct(SOURCES, config.data)
-    task = build(config, source.image_shape)
+    task = build(config, source.image_shape, source.num_classes)
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
     with run_directory.held(workdir):
         if run_directory.exists(workdir):
             run_directory.check_agreement(workdir, config)
-            if (shape := run_directory.read(workdir)[1]) != source.image_shape:
-                raise UserError(
-                    f"The run in {workdir} has images of {list(shape)} and the data are now {list(source.image_shape)}. Bring "
-                    "the same data back, or give another --workdir."
-                )
-        run_directory.write(workdir, config, source.image_shape)
+            run_directory.check_data(workdir, source)
+        run_directory.write(workdir, config, source.image_shape, source.num_classes)
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
@@ -82,7 +77,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
     name = sampling.sample_name(config, int(state.step))
-    paths = sampling.write_samples(workdir / "samples", name, drawn, facts)
+    paths = sampling.write_samples(workdir / "samples", name, drawn, facts, task.labels)
     print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
     for path in paths:
         print(f"  {path}")

@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
 
     def draw_grid():
         """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
-        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x))
+        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x, kinds=len(task.labels)))
         if grid is not None:
             log.grid(step, grid)
             try:

@@ -1,5 +1,6 @@
 """Drawing samples from parameters and writing them down."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -29,9 +30,9 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence, *, tell: bool 
     """A function draw(params, report, knobs, seed) -> Sampled of NumPy arrays, compiled once: `num_samples` samples and, where
     sampler.frames is 2 or more, the frames of the first batch.
 
-    Sample i depends on the seed and i alone. Batches are spread over the devices; the last one is filled up with samples
-    that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones too).
-    knobs and seed: by default the task's and the sampler's.
+    Sample i depends on the seed, i and its label alone. Batches are spread over the devices; the last one is filled up with
+    samples that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones
+    too). knobs and seed: by default the task's and the sampler's.
     """
     count, batch = sampler.num_samples, batch_size(sampler, devices)
     current: list = [silent, 0]  # the report in use and the points done before this batch; the compiled function reads them
@@ -84,16 +85,18 @@ def work(sampler: ConfigDict, devices: Sequence) -> int:
     return -(-sampler.num_samples // batch_size(sampler, devices)) * sampler.steps
 
 
-def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]) -> list[Path]:
+def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any], labels: tuple[int, ...] = ()) -> list[Path]:
     """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
-    Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
+    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, and `labels`, int32 [N],
+    beside the samples. Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
     """
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
-    plots.save_png(paths[0], plots.picture(drawn.x))
+    plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)))
+    given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
     with files.whole(paths[1]) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, samples=samples)
+        np.savez_compressed(file, samples=samples, **given)
     if drawn.frames is not None:
         paths += write_film(folder, f"{name}_trajectory", drawn.frames)
     files.write_text(paths[2], json.dumps(facts, indent=2) + "\n")
@@ -133,6 +136,12 @@ def sample_name(config: ConfigDict, step: int) -> str:
         parts.append(f"eta{sampler.eta:g}")
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
-    parts += [f"{key}_{sampler[key]}".replace(",", "-") for key in given]
+    parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])
+
+
+def _in_a_name(value: Any) -> str:
+    """A value of the config as part of a file name: of a long one, the first digits of its SHA-256."""
+    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(",", "-")
+    return text if len(text) <= 40 else hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -23,7 +23,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
-TIME, NOISE, DROPOUT, FLIP = range(4)
+TIME, NOISE, DROPOUT, FLIP, LABEL = range(5)
 LIMIT = 20.0  # log-SNR beyond which the log does not tell losses apart: a process may begin or end at infinity
 
 
@@ -37,9 +37,11 @@ class Task(NamedTuple):
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
     sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
-    seed and indices[i] alone; `knobs` are the arrays that steer it, which never cause a recompilation.
+    seed, indices[i] and its label alone; `knobs` are the arrays that steer it, which never cause a recompilation.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
-    process, and denoise(params, x, t) -> Prediction, unclipped, are what plugs into the kernel.
+    process, and denoiser(params, labels) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a conditional
+    network; None: the null label.
+    labels: those that samples get in turn, sample i labels[i mod len(labels)]; () where the network is not conditional.
     """
 
     init: Callable
@@ -49,7 +51,8 @@ class Task(NamedTuple):
     levels: tuple[float, float]
     noised: Callable
     process: Process
-    denoise: Callable
+    denoiser: Callable
+    labels: tuple[int, ...] = ()
     history: Any = ()
     remember: Callable = lambda history, seen: ()  # noqa: ARG005
 
@@ -108,11 +111,17 @@ def _with_t_min(section):
     return dict(section) | {"t_min": section.t_min or None}
 
 
-def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
-    """A network that predicts the noise in images (or what it follows from) at every level of it."""
+def diffusion(config, image_shape: tuple[int, int, int], num_classes: int) -> Task:
+    """A network that predicts the noise in images (or what it follows from) at every level of it.
+
+    With cond.labels it is shown their labels, in training the null label in place of a share cond.dropout of them: so it is the
+    model of every class and, with the null label, the unconditional one (Ho & Salimans 2022, algorithm 1).
+    """
     process, prediction, objective, times, sampler, grid = kernel(config)
     learned_variance = bool(objective.learns)
-    network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance})
+    classes = num_classes if config.cond.labels else 0
+    labels_of_samples = _labels_of_samples(config, num_classes)
+    network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance, "num_classes": classes})
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
     flip = config.data.flip
@@ -132,22 +141,28 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
             x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
         t, weights = times.draw(process, examples._replace(keys=addressed(TIME)), history)
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
-        apply = partial(network.apply, params, keys=addressed(DROPOUT))
+        given = {}
+        if classes:
+            dropped = jax.vmap(jax.random.bernoulli, (0, None))(addressed(LABEL), config.cond.dropout)
+            given["labels"] = jnp.where(dropped, classes, batch["label"])
+        apply = partial(network.apply, params, keys=addressed(DROPOUT), **given)
         losses = objective.of(apply, process, prediction, x0, eps, t)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
 
     def remember(history, seen):
         return times.update(history, *seen) if times.update else ()
 
-    def denoise(params, x, t):
-        return network_denoiser(partial(network.apply, params), process, prediction, learned_variance=learned_variance)(x, t)
+    def denoiser(params, labels=None, process=process):
+        given = {} if labels is None else {"labels": labels}
+        apply = partial(network.apply, params, **given)
+        return network_denoiser(apply, process, prediction, learned_variance=learned_variance)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
-        sampler, process, grid = knobs
-        network_of = partial(network.apply, params)
-        denoiser = clip(network_denoiser(network_of, process, prediction, learned_variance=learned_variance), process)
+        sampler, process, grid, labels = knobs
+        labels = labels[indices % len(labels)] if classes else None
+        denoise = clip(denoiser(params, labels, process), process)
         keys = sample_keys(seed, indices)
-        return sample(sampler, denoiser, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
+        return sample(sampler, denoise, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
 
     def noised(batch, keys, frames):
         x0 = images.to_model(batch["image"])
@@ -157,14 +172,34 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
 
     ends = jnp.clip(process.log_snr(jnp.stack([process.t_max, process.t_min.training])), -LIMIT, LIMIT)
     levels = float(ends[0]), float(ends[1])
-    return Task(init, loss, draw, (sampler, process, grid), levels, noised, process, denoise, times.init(process), remember)
+    knobs = sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32)
+    history = times.init(process)
+    return Task(init, loss, draw, knobs, levels, noised, process, denoiser, labels_of_samples, history, remember)
+
+
+def _labels_of_samples(config, num_classes):
+    """`Task.labels`. Raises UserError where the data have no labels to speak of, or not these."""
+    if not config.cond.labels:
+        return ()
+    if num_classes < 2:
+        raise UserError(
+            f"config.cond.labels shows the network labels, but the data set {config.data.name} has "
+            f"{'one class' if num_classes else 'none'}: leave out the variant cond, or take data with labels."
+        )
+    unknown = [label for label in config.sampler.labels if label >= num_classes]
+    if unknown:
+        raise UserError(f"config.sampler.labels has {unknown[0]}, but the labels of this run are 0 to {num_classes - 1}.")
+    return config.sampler.labels or tuple(range(num_classes))
 
 
 TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}
 
 
-def build(config, image_shape: tuple[int, int, int]) -> Task:
-    """The config's task for images of this shape. Raises UserError where the network does not take them."""
-    task = TASKS[config.task](config, image_shape)
+def build(config, image_shape: tuple[int, int, int], num_classes: int = 0) -> Task:
+    """The config's task for images of this shape, labelled 0 .. num_classes - 1 (0: not known).
+
+    Raises UserError where the network does not take them.
+    """
+    task = TASKS[config.task](config, image_shape, num_classes)
     jax.eval_shape(task.init, jax.random.key(0))
     return task
