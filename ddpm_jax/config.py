@@ -40,6 +40,7 @@ POSITIVE = (lambda value: 0 < value < 2**31, "greater than 0 and below 2^31")
 FINITE = (lambda value: -(2**31) < value < 2**31, "of either sign, below 2^31")
 NOT_NEGATIVE = (lambda value: 0 <= value < 2**31, "at least 0 and below 2^31")
 FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
+PERCENT = (lambda value: 0 <= value <= 100, "from 0 to 100")
 BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
@@ -170,6 +171,12 @@ KEYS: dict[str, Key] = {
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
+    "guidance.scale": Key(1.0, "w of eps_u + w (eps_c - eps_u), eps_u with the null label; 1: the conditional model", FINITE),
+    "guidance.interval_low": Key(0.0, "least sigma / alpha at which it acts", NOT_NEGATIVE),
+    "guidance.interval_high": Key(0.0, "greatest; 0: no limit", NOT_NEGATIVE),
+    "guidance.rescale": Key(0.0, "share of the guided output given the conditional's deviation (Lin et al. 2024)", FRACTION),
+    "guidance.threshold": Key(0.0, "percentile of |x0| for dynamic thresholding, as 99.5; 0: none", PERCENT),
+    "guidance.weak": Key("", "directory of a weaker run, whose prediction takes the place of eps_u (autoguidance)"),
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
@@ -190,10 +197,13 @@ KEYS: dict[str, Key] = {
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
 # rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
-    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "eval.",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "guidance.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
 )  # fmt: skip
+
+# Directories of other runs that guide the samples of this one. They are taken from the command, never from a run directory.
+GUIDES = ("guidance.weak",)
 
 NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
 
@@ -261,11 +271,23 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_conditioning(config: ConfigDict) -> None:
-    """Raises UserError for what only a run with labels can do."""
-    if config.sampler.labels and not config.cond.labels:
+    """Raises UserError for what only a run with labels can do, and for guidance that never acts."""
+    labels, c = config.sampler.labels, config.guidance
+    if labels and not config.cond.labels:
         raise UserError(
-            f"config.sampler.labels is {config.sampler.labels}, but this run is not conditional: leave it out, or train one "
-            "with the variant cond."
+            f"config.sampler.labels is {labels}, but this run is not conditional: leave it out, or train one with the variant "
+            "cond."
+        )
+    if c.scale != 1 and not c.weak and not (config.cond.labels and config.cond.dropout):
+        lacks = "the null label was not trained, cond.dropout being 0" if config.cond.labels else "it is not conditional"
+        raise UserError(
+            f"config.guidance.scale is {c.scale}, but this run has no unconditional model besides ({lacks}): leave it out, "
+            "train one with the variant cond, or give a weaker run, --config.guidance.weak=<its directory>."
+        )
+    if 0 < c.interval_high <= c.interval_low:
+        raise UserError(
+            f"config.guidance.interval_low is {c.interval_low} and interval_high {c.interval_high}, so that guidance never "
+            "acts: raise the latter, or set it to 0, no limit."
         )
 
 

@@ -211,6 +211,32 @@ TABLE = {
         None, "--mode=sample --workdir=run --config.sampler.labels=0",
         ["sampler.labels is (0,)", "not conditional", "variant cond"],
     ),
+    "guidance of a run without labels": (
+        None, "--mode=sample --workdir=run --config.guidance.scale=2",
+        ["guidance.scale is 2.0", "it is not conditional", "guidance.weak"],
+    ),
+    "guidance without a null label": (
+        None, f"{TOY.replace('smoke', 'cond,smoke')} --config.cond.dropout=0 --config.guidance.scale=2",
+        ["guidance.scale is 2.0", "the null label was not trained, cond.dropout being 0"],
+    ),
+    "guidance that never acts": (
+        None, f"{TOY} --config.guidance.interval_low=3 --config.guidance.interval_high=2",
+        ["interval_low is 3.0 and interval_high 2.0", "raise the latter"],
+    ),
+    "no weaker run": (
+        None, "--mode=sample --workdir=run --config.guidance.weak=nowhere",
+        ["There is no run in nowhere"],
+    ),
+    "a weaker run of another process": (
+        lambda: [shutil.copytree("run", "weak"), edit(process__beta_end=0.03)],
+        "--mode=sample --workdir=run --config.guidance.weak=weak --config.guidance.scale=2",
+        ["The run in weak, config.guidance.weak", "another process (linear)", "give one of the same"],
+    ),
+    "a weaker run of other labels": (
+        lambda: shutil.copytree("run", "weak"),
+        f"{TOY.replace('smoke', 'cond,smoke')} --config.guidance.weak=weak --config.guidance.scale=2",
+        ["The run in weak", "is shown no classes, and the run that it is to guide 2"],
+    ),
     # checkpoints
     "of another network": (lambda: edit(network__channels=16), AGAIN, ["params.", "this config makes it", "[16"]),
     "of other levels": (lambda: edit(network__blocks=2), AGAIN, ["another network or optimizer", "Use the code and config"]),

@@ -137,6 +137,11 @@ TASK_KEYS = {
     "sampler.max_evaluations": (100, "sample", {"sampler.name": "adaptive_ode"}),
     "sampler.last": ("mean", "sample", {}),
     "sampler.labels": ((2, 0), "sample", {"cond.labels": True}),
+    "guidance.scale": (2.0, "sample", {"cond.labels": True}),
+    "guidance.interval_low": (0.5, "sample", {"cond.labels": True, "guidance.scale": 2.0}),
+    "guidance.interval_high": (9.0, "sample", {"cond.labels": True, "guidance.scale": 2.0}),
+    "guidance.rescale": (0.7, "sample", {"cond.labels": True, "guidance.scale": 2.0}),
+    "guidance.threshold": (99.5, "sample", {}),
     "sampler.clip": ("keep_eps", "sample", {"sampler.name": "ddim"}),
 }
 
@@ -434,8 +439,11 @@ def test_a_key_of_the_evaluation_arrives(key):
     assert evaluation(tuple(given.items())) != evaluation((*given.items(), (key, value)))
 
 
+# Other runs: see tests/training/test_guided.py.
+GUIDE_KEYS = {"guidance.weak": "runs/weak"}
+
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
-OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS
+OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
 
@@ -577,7 +585,7 @@ FREE = {
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
     "train.max_skips", "train.debug_nans",
-    *(key for key in configs.KEYS if key.startswith(("sampler.", "eval."))),
+    *(key for key in configs.KEYS if key.startswith(("sampler.", "guidance.", "eval."))),
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
     source = construct(SOURCES, config.data)
-    task = build(config, source.image_shape, source.num_classes)
+    task = build(config, source.image_shape, source.num_classes, run.load_guides(config))
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
     with run_directory.held(workdir):
         if run_directory.exists(workdir):
@@ -33,7 +33,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
-        if sampling.read_facts(workdir / "samples", name).get("sampler") != sampling.as_stored(config.sampler):
+        if not sampling.how(config).items() <= sampling.read_facts(workdir / "samples", name).items():
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
         if lines:
@@ -68,7 +68,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
         drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress)
     seconds = time.monotonic() - start
     facts = {
-        "sampler": sampling.as_stored(config.sampler),
+        **sampling.how(config),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
         "ema_decay": config.ema.decays[config.sampler.ema],

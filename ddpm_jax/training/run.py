@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Run:
     task: Task
     state: State
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # samplers, by the config they are made from
+    guides: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # other runs, by their directories
 
     @property
     def params(self) -> Any:
@@ -65,8 +67,9 @@ class Run:
         """The run's first `count` samples: images [count, H, W, C] in [-1, 1], or points [count, 2].
 
         Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
-        ema=1 takes the second of config.ema.decays. The same overrides give the same samples. Raises UserError for an override
-        that is not accepted.
+        ema=1 takes the second of config.ema.decays. Of a conditional run, labels=3 or labels=[0, 1, 2] gives sample i the label
+        labels[i mod their number]. guidance=2.0 overrides guidance.scale, guidance={"scale": 2.0, "rescale": 0.7} more of
+        config.guidance. The same overrides give the same samples. Raises UserError for an override that is not accepted.
         """
         return self.draw(count, **sampler).x
 
@@ -85,20 +88,25 @@ class Run:
         Calls that differ in what is TRACED alone run one compiled program.
         """
         flat = configs.flatten(self.config)
-        for key, value in {"frames": 0, **sampler, "num_samples": count}.items():
-            if f"sampler.{key}" not in configs.KEYS:
-                raise configs.unknown_key(f"sampler.{key}")
-            value = value.item() if isinstance(value, np.generic) else value
-            if isinstance(configs.KEYS[f"sampler.{key}"].default, tuple):  # of an array, a list or one number
+        guidance = sampler.pop("guidance", {})
+        guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
+        given = {f"sampler.{key}": value for key, value in {"frames": 0, **sampler, "num_samples": count}.items()}
+        for key, value in (given | {f"guidance.{key}": value for key, value in guidance.items()}).items():
+            if key not in configs.KEYS:
+                raise configs.unknown_key(key)
+            value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
+            if isinstance(configs.KEYS[key].default, tuple):  # of an array, a list or one number
                 value = tuple(np.ravel(value).tolist())
-            wants_float = isinstance(configs.KEYS[f"sampler.{key}"].default, float)
-            flat[f"sampler.{key}"] = float(value) if wants_float and type(value) is int else value
-            configs.check_value(f"sampler.{key}", flat[f"sampler.{key}"])
+            wants_float = isinstance(configs.KEYS[key].default, float)
+            flat[key] = float(value) if wants_float and type(value) is int else value
+            configs.check_value(key, flat[key])
         config = configs.unflatten(flat)
         configs.validate(config)
         devices = jax.local_devices()
-        task = build(config, self.image_shape, self.num_classes)
-        same_program = json.dumps({key: value for key, value in config.sampler.items() if key not in TRACED})
+        task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
+        acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
+        acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
+        same_program = json.dumps([{key: value for key, value in config.sampler.items() if key not in TRACED}, acts])
         if same_program not in self.compiled:
             self.compiled[same_program] = sampling.make_draw(task, config.sampler, devices, tell=False)
         params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
@@ -111,10 +119,18 @@ def load(workdir: str | Path) -> Run:
     return restore(Path(workdir), config)
 
 
+def load_guides(config: ConfigDict, known: dict[str, Run] | None = None) -> dict[str, Run]:
+    """The runs that config.GUIDES name, by their keys. known: those loaded before by their directories, and now."""
+    known, flat = {} if known is None else known, configs.flatten(config)
+    for path in filter(None, (flat[key] for key in configs.GUIDES)):
+        known[path] = known.get(path) or load(path)
+    return {key: known[flat[key]] for key in configs.GUIDES if flat[key]}
+
+
 def restore(workdir: Path, config: ConfigDict) -> Run:
-    """As `load`, with another sampler section than the run's, say."""
+    """As `load`, with another sampler section than the run's, say, and the runs that guide it."""
     _, image_shape, num_classes = run_directory.read(workdir)
-    task = build(config, image_shape, num_classes)
+    task = build(config, image_shape, num_classes, load_guides(config))
     optimizer = construct(OPTIMIZERS, config.optim)
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
 

@@ -103,9 +103,9 @@ def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]
     return paths
 
 
-def as_stored(section: ConfigDict) -> dict[str, Any]:
-    """A section of the config as JSON gives it back: its tuples as lists."""
-    return json.loads(json.dumps(section.to_dict()))
+def how(config: ConfigDict) -> dict[str, Any]:
+    """The sections of the config that samples depend on, as JSON gives them back: tuples as lists."""
+    return json.loads(json.dumps({name: config[name].to_dict() for name in ("sampler", "guidance")}))
 
 
 def read_facts(folder: Path, name: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
 def sample_name(config: ConfigDict, step: int) -> str:
     """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64.
 
-    Other keys appear where they are not the defaults and apply; ema, the decay, where there are several.
+    Other keys, guidance's too, appear where they are not the defaults and apply; ema, the decay, where there are several.
     """
     sampler, decays = config.sampler, config.ema.decays
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
@@ -137,11 +137,13 @@ def sample_name(config: ConfigDict, step: int) -> str:
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
     parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
+    guidance = [key for key in config.guidance if config.guidance[key] != KEYS[f"guidance.{key}"].default]
+    parts += [f"guidance_{key}_{_in_a_name(config.guidance[key])}" for key in guidance]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])
 
 
 def _in_a_name(value: Any) -> str:
-    """A value of the config as part of a file name: of a long one, the first digits of its SHA-256."""
-    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(",", "-")
+    """A value of the config as part of a file name: of a path its last part, of what is long 8 digits of its SHA-256."""
+    text = "-".join(map(str, value)) if isinstance(value, tuple) else Path(str(value)).name.replace(",", "-")
     return text if len(text) <= 40 else hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,6 +1,7 @@
 """Tasks: what is trained. The loop, the checkpoints and the logs know a task by the fields of `Task` alone."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ddpm_jax.diffusion.times import TIMES, Examples, Times
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
+from ddpm_jax.training import guided
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
 TIME, NOISE, DROPOUT, FLIP, LABEL = range(5)
@@ -39,8 +41,8 @@ class Task(NamedTuple):
     sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
     seed, indices[i] and its label alone; `knobs` are the arrays that steer it, which never cause a recompilation.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
-    process, and denoiser(params, labels) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a conditional
-    network; None: the null label.
+    process, and denoiser(params, labels, process) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a
+    conditional network; None: the null label.
     labels: those that samples get in turn, sample i labels[i mod len(labels)]; () where the network is not conditional.
     """
 
@@ -111,7 +113,7 @@ def _with_t_min(section):
     return dict(section) | {"t_min": section.t_min or None}
 
 
-def diffusion(config, image_shape: tuple[int, int, int], num_classes: int) -> Task:
+def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guides: Mapping[str, Any]) -> Task:
     """A network that predicts the noise in images (or what it follows from) at every level of it.
 
     With cond.labels it is shown their labels, in training the null label in place of a share cond.dropout of them: so it is the
@@ -120,7 +122,8 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int) -> Ta
     process, prediction, objective, times, sampler, grid = kernel(config)
     learned_variance = bool(objective.learns)
     classes = num_classes if config.cond.labels else 0
-    labels_of_samples = _labels_of_samples(config, num_classes)
+    labels_of_samples = guided.labels_of_samples(config, num_classes)
+    guided.check_guides(guides, process, image_shape, classes)
     network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance, "num_classes": classes})
     clip = CLIPS[config.sampler.clip]
     last = config.sampler.last
@@ -153,15 +156,15 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int) -> Ta
         return times.update(history, *seen) if times.update else ()
 
     def denoiser(params, labels=None, process=process):
-        given = {} if labels is None else {"labels": labels}
-        apply = partial(network.apply, params, **given)
+        apply = partial(network.apply, params, **({} if labels is None else {"labels": labels}))
         return network_denoiser(apply, process, prediction, learned_variance=learned_variance)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
-        sampler, process, grid, labels = knobs
+        sampler, process, grid, labels, guidance = knobs
         labels = labels[indices % len(labels)] if classes else None
-        denoise = clip(denoiser(params, labels, process), process)
-        keys = sample_keys(seed, indices)
+        bind = lambda labels: denoiser(params, labels, process)  # noqa: E731
+        denoise = guided.guided(bind, labels, classes, process, prediction, config.guidance, guides, guidance)
+        denoise, keys = clip(denoise, process), sample_keys(seed, indices)
         return sample(sampler, denoise, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
 
     def noised(batch, keys, frames):
@@ -172,34 +175,22 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int) -> Ta
 
     ends = jnp.clip(process.log_snr(jnp.stack([process.t_max, process.t_min.training])), -LIMIT, LIMIT)
     levels = float(ends[0]), float(ends[1])
-    knobs = sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32)
+    knobs = sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides)
     history = times.init(process)
     return Task(init, loss, draw, knobs, levels, noised, process, denoiser, labels_of_samples, history, remember)
-
-
-def _labels_of_samples(config, num_classes):
-    """`Task.labels`. Raises UserError where the data have no labels to speak of, or not these."""
-    if not config.cond.labels:
-        return ()
-    if num_classes < 2:
-        raise UserError(
-            f"config.cond.labels shows the network labels, but the data set {config.data.name} has "
-            f"{'one class' if num_classes else 'none'}: leave out the variant cond, or take data with labels."
-        )
-    unknown = [label for label in config.sampler.labels if label >= num_classes]
-    if unknown:
-        raise UserError(f"config.sampler.labels has {unknown[0]}, but the labels of this run are 0 to {num_classes - 1}.")
-    return config.sampler.labels or tuple(range(num_classes))
 
 
 TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}
 
 
-def build(config, image_shape: tuple[int, int, int], num_classes: int = 0) -> Task:
+def build(
+    config, image_shape: tuple[int, int, int], num_classes: int = 0, guides: Mapping[str, Any] = types.MappingProxyType({})
+) -> Task:
     """The config's task for images of this shape, labelled 0 .. num_classes - 1 (0: not known).
 
-    Raises UserError where the network does not take them.
+    guides: the runs (`run.Run`) that config.GUIDES name, by their keys. Raises UserError where the network does not take the
+    images, or a guide does not go with it.
     """
-    task = TASKS[config.task](config, image_shape, num_classes)
+    task = TASKS[config.task](config, image_shape, num_classes, guides)
     jax.eval_shape(task.init, jax.random.key(0))
     return task

@@ -99,6 +99,19 @@ def test_a_strangers_config_is_data(tmp_path, part, value, words):
         run_directory.read(tmp_path)
 
 
+def test_guides_are_of_the_command_alone(tmp_path):
+    """A run directory that names other directories does not lead there."""
+    config = configs.base()
+    config.guidance.update(weak="/somewhere/else", scale=2.0)
+    config.train.steps = 7
+    run_directory.write(tmp_path, config, (8, 8, 1))
+    read = run_directory.read(tmp_path)[0]
+    assert read.guidance == configs.base().guidance and read.train.steps == 7
+    config.guidance.weak, config.cond.labels = "", True
+    run_directory.write(tmp_path, config, (8, 8, 1))
+    assert run_directory.read(tmp_path)[0].guidance.scale == 2.0
+
+
 def test_one_process_at_a_time(tmp_path):
     """The second is told who the first is; a lock ends with its process, even by SIGKILL, and its file may stay."""
     workdir = tmp_path / "run"
