@@ -21,6 +21,7 @@ from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.resampling import RESAMPLING
+from ddpm_jax.training.guided import FORMS
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.tasks import TASKS, kernel
 
@@ -177,6 +178,8 @@ KEYS: dict[str, Key] = {
     "guidance.rescale": Key(0.0, "share of the guided output given the conditional's deviation (Lin et al. 2024)", FRACTION),
     "guidance.threshold": Key(0.0, "percentile of |x0| for dynamic thresholding, as 99.5; 0: none", PERCENT),
     "guidance.weak": Key("", "directory of a weaker run, whose prediction takes the place of eps_u (autoguidance)"),
+    "guidance.classifier": Key("", "directory of a classifier's run: scale times its gradient is added to the score"),
+    "guidance.form": Key("score", "classifier: score; or mean, of ancestral steps, the shift of theirs", FORMS),
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
@@ -203,7 +206,7 @@ CHANGEABLE = (
 )  # fmt: skip
 
 # Directories of other runs that guide the samples of this one. They are taken from the command, never from a run directory.
-GUIDES = ("guidance.weak",)
+GUIDES = ("guidance.weak", "guidance.classifier")
 
 NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
 
@@ -273,12 +276,16 @@ def validate(config: ConfigDict) -> None:
 def _check_conditioning(config: ConfigDict) -> None:
     """Raises UserError for what only a run with labels can do, and for guidance that never acts."""
     labels, c = config.sampler.labels, config.guidance
-    if labels and not config.cond.labels:
+    if config.task == "classifier" and config.cond.labels:
+        raise UserError("The variant cond shows a network the labels that a classifier (config.task) is to find: leave it out.")
+    if c.weak and c.classifier:
+        raise UserError("config.guidance.weak and config.guidance.classifier are both given: take one of them.")
+    if labels and not (config.cond.labels or c.classifier):
         raise UserError(
             f"config.sampler.labels is {labels}, but this run is not conditional: leave it out, or train one with the variant "
             "cond."
         )
-    if c.scale != 1 and not c.weak and not (config.cond.labels and config.cond.dropout):
+    if c.scale != 1 and not (c.weak or c.classifier) and not (config.cond.labels and config.cond.dropout):
         lacks = "the null label was not trained, cond.dropout being 0" if config.cond.labels else "it is not conditional"
         raise UserError(
             f"config.guidance.scale is {c.scale}, but this run has no unconditional model besides ({lacks}): leave it out, "

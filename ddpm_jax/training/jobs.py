@@ -18,7 +18,7 @@ from ddpm_jax.training.tasks import Task, build
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains, or continues, or finds the run complete; then samples and draws the loss, unless it was done before."""
+    """Trains, or continues, or finds the run complete; then samples, where it can, and draws the loss, unless that was done."""
     devices = jax.local_devices()
     parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
@@ -33,7 +33,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
-        if not sampling.how(config).items() <= sampling.read_facts(workdir / "samples", name).items():
+        if task.sample and not sampling.how(config).items() <= sampling.read_facts(workdir / "samples", name).items():
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
         if lines:

@@ -17,9 +17,10 @@ from ddpm_jax.config import KEYS, applies
 from ddpm_jax.construct import takes
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Report, silent
-from ddpm_jax.training.tasks import Task
+from ddpm_jax.training.tasks import NO_SAMPLES, Task
 
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds; `times` may be long.
 ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames", "times")
@@ -32,8 +33,10 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence, *, tell: bool 
 
     Sample i depends on the seed, i and its label alone. Batches are spread over the devices; the last one is filled up with
     samples that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones
-    too). knobs and seed: by default the task's and the sampler's.
+    too). knobs and seed: by default the task's and the sampler's. Raises UserError for a task with nothing to sample.
     """
+    if task.sample is None:
+        raise UserError(NO_SAMPLES)
     count, batch = sampler.num_samples, batch_size(sampler, devices)
     current: list = [silent, 0]  # the report in use and the points done before this batch; the compiled function reads them
 
