@@ -9,11 +9,12 @@ from ddpm_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 GROUPS = sorted({entry.group for entry in variants.VARIANTS.values()})
-# Every way to choose at most one variant of each group, in every order.
+# Every way to choose at most one variant of each group; pairs in both orders.
 CHOICES = [
     order
     for chosen in itertools.product(*([""] + [n for n, e in variants.VARIANTS.items() if e.group == g] for g in GROUPS))
-    for order in itertools.permutations([name for name in chosen if name])
+    for names in [tuple(name for name in chosen if name)]
+    for order in ([names, names[::-1]] if len(names) == 2 else [names])
 ]
 
 

@@ -18,6 +18,10 @@ class Examples(NamedTuple):
     places: jax.Array
     total: int
 
+    def of(self, purpose: int) -> jax.Array:
+        """Keys [B] for one of several purposes."""
+        return jax.vmap(jax.random.fold_in, (0, None))(self.keys, purpose)
+
 
 class Times(NamedTuple):
     """draw(process, examples, history) -> (t [B], weights [B]): what is drawn depends on an example's key and place alone.
