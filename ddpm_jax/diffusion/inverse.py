@@ -2,7 +2,7 @@
 
     y = A x0 + s n,   n ~ N(0, I),   A linear                                                                 (1)
 
-A is a function of images [B, ...], each on its own; below are masks, down-sampling, blur and grey-scale. Two kinds of transform:
+A is a function of images [B, ...], each on its own, as a mask, down-sampling, blur, grey-scale. Two kinds of transform:
 
 * sampler -> sampler, for what acts on the state between steps: `replacement` and `repaint` put the known pixels in place, at
   the noise of each time; `dps` moves the state towards the measurement.
@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.predictions import Denoiser, x0_to_eps
@@ -35,14 +34,16 @@ def _mask(known, x0):
 
 
 def mask(known: jax.Array) -> Partial:
-    """The known pixels, 0 elsewhere. known: True or 1 where known; it broadcasts against the images."""
+    """The known pixels, 0 elsewhere, as y must be. known: True or 1 where known; it broadcasts against the images."""
     return Partial(_mask, jnp.asarray(known, bool))
 
 
 def _downsample(factor, x0):
     batch, height, width, channels = x0.shape
     if height % factor.value or width % factor.value:
-        raise ValueError(f"images of {height} x {width} have no averages over squares of {factor.value}: take a divisor of both")
+        raise ValueError(
+            f"images of {height} x {width} have no averages over squares of {factor.value}: take a divisor of both"
+        )
     blocks = x0.reshape(batch, height // factor.value, factor.value, width // factor.value, factor.value, channels)
     return blocks.mean((2, 4))
 
@@ -54,7 +55,7 @@ def downsample(factor: int) -> Partial:
 
 def _blur_matrix(size, std):
     offsets = jnp.arange(size)[:, None] - jnp.arange(size)
-    return jax.nn.softmax(-0.5 * (offsets / std) ** 2, axis=1).astype(float)
+    return jax.nn.softmax(-0.5 * (offsets / std) ** 2, axis=1)
 
 
 def _blur(std, x0):
@@ -82,7 +83,9 @@ def _check_broadcasts(name, array, shape, of):
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must be of the shape of {of}, {list(shape)}, or broadcast to it: found {list(jnp.shape(array))}")
+        raise ValueError(
+            f"{name} must be of the shape of {of}, {list(shape)}, or broadcast to it: found {list(jnp.shape(array))}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ known pixels, put in place
@@ -98,7 +101,9 @@ def _replaced_step(inner, image, known, denoise, process, x, memory, at):
 
 def _with_steps(sampler, change):
     """The sampler, its steps changed; it draws noise."""
-    return dataclasses.replace(sampler, step=change(sampler.step), start=sampler.start and change(sampler.start), noise_free=False)
+    return dataclasses.replace(
+        sampler, step=change(sampler.step), start=sampler.start and change(sampler.start), noise_free=False
+    )
 
 
 def replacement(sampler: Sampler, image: jax.Array, known: jax.Array) -> Sampler:
@@ -107,9 +112,9 @@ def replacement(sampler: Sampler, image: jax.Array, known: jax.Array) -> Sampler
     Song et al. 2021 (score SDE), appendix I.2. image: in the model's scale; known: True or 1 at known pixels; both broadcast to
     x, else ValueError. Exact known pixels: see `known_x0`.
 
-    Bias: the step from t saw known pixels at the noise of t, and what it made of the others is not weighed again by how well it
-    fits, so that they follow the known ones too little. On two pixels of variance 1 and correlation 0.9, one of them known
-    to be 1, the other ends at 0.29 -+ 0.73 instead of 0.90 -+ 0.44 ({TEST}). Evaluations: the sampler's.
+    Bias: a step sees the known pixels through the noise of t alone, so that the others follow them too little. Of two pixels of
+    variance 1 and correlation 0.9, one of them known to be 1, the other ends at 0.54 -+ 0.65 where 0.90 -+ 0.44 is true
+    (ancestral, 20 points). Evaluations: the sampler's.
     """
     known = jnp.asarray(known, bool)
     return _with_steps(sampler, lambda step: Partial(_replaced_step, step, jnp.asarray(image), known))
@@ -136,8 +141,9 @@ def repaint(sampler: Sampler, image: jax.Array, known: jax.Array, *, resamplings
 
     Lugmayr et al. 2022 (RePaint), algorithm 1: the unknown pixels come to fit the known ones. Their jump length is one step of
     the grid here: a sampler sees no more of it. A sampler with memory begins each resampling with that of the step before.
-    As resamplings grow, the result comes near p(x0 | y), up to an error by the noise of the last steps. 1: `replacement`.
-    ValueError for less. Evaluations: the sampler's times resamplings.
+    As resamplings grow, the result comes near p(x0 | y), up to an error by the noise of the last steps: 32 of them end at
+    0.890 -+ 0.443 where `replacement` ends at 0.54 -+ 0.65, above. 1: `replacement`. ValueError for less. Evaluations: the
+    sampler's times resamplings.
     """
     if resamplings < 1:
         raise ValueError(f"resamplings must be at least 1, found {resamplings}")
@@ -199,7 +205,9 @@ def _dps_step(inner, operator, measurement, zeta, denoise, process, x, memory, a
 
     x, mean, memory = inner(watched, process, x, memory, at)
     if not seen:
-        raise ValueError("dps needs the gradient of a step's first evaluation, and this sampler evaluates in a loop: take another")
+        raise ValueError(
+            "dps needs the gradient of a step's first evaluation, and this sampler evaluates in a loop: take another"
+        )
     x0, back, prediction = seen[0]
     residual, transpose = _observe(operator, measurement, x0)
     norm2 = _dot(residual, residual)
@@ -211,10 +219,13 @@ def _dps_step(inner, operator, measurement, zeta, denoise, process, x, memory, a
 def dps(sampler: Sampler, operator: Callable, measurement: jax.Array, *, zeta: float = 1.0) -> Sampler:
     """After each step, x_s - zeta grad |y - A x0_hat(x_t)|, x_t and x0_hat those of its first evaluation.
 
-    Diffusion posterior sampling, Chung et al. 2023, algorithm 1, with the sampler `ancestral`. As in their code the gradient is that of the norm,
-    of each example: the paper's grad |.|^2 with the step size zeta' / |.| is zeta = 2 zeta'. Their zeta is 0.1 to 1. As a shift of
-    the score: `moment_matched` with the covariance "none". ValueError for a measurement of another shape than A x0, and for a sampler
-    that evaluates in a loop. Evaluations per step: one more.
+    Diffusion posterior sampling: Chung et al. 2023, algorithm 1, with the sampler `ancestral`. As in their code the gradient is
+    that of the norm, of each example; the paper's, of |.|^2 with the step size zeta' / |.|, is zeta = 2 zeta'. As a shift of
+    the score: `moment_matched` with the covariance "none".
+
+    Bias: what it converges to depends on zeta and on the number of steps. On the pixels of `replacement`, with 100 points and
+    zeta = 0.3, the known one ends at 1.00 -+ 0.18 and the other at 0.99 -+ 0.41 where 0.90 -+ 0.44 is true. ValueError for a
+    measurement of another shape than A x0, and for a sampler that evaluates in a loop. Evaluations per step: one more.
     """
     knobs = operator if isinstance(operator, Partial) else Partial(operator), jnp.asarray(measurement), jnp.asarray(zeta, float)
     return _with_steps(sampler, lambda step: Partial(_dps_step, step, *knobs))
@@ -241,7 +252,7 @@ def conjugate_gradients(matrix: Callable, b: jax.Array, iterations: int) -> jax.
     return jax.lax.scan(body, (jnp.zeros_like(b), b, b, _dot(b, b)), length=iterations)[0][0]
 
 
-# C of `moment_matched`: (v -> C v, products with the network's Jacobian in it), of sigma^2 / alpha, sigma, alpha and v -> J^T v.
+# C of `moment_matched`: (v -> C v, products with the network's Jacobian in it) of sigma^2 / alpha, alpha, sigma, v -> J^T v.
 COVARIANCES: dict[str, Callable] = {
     "jacobian": lambda ratio, alpha, sigma, back: (lambda v: ratio * back(v), 1),  # noqa: ARG005
     "isotropic": lambda ratio, alpha, sigma, back: (lambda v: sigma**2 / (alpha**2 + sigma**2) * v, 0),  # noqa: ARG005
@@ -263,14 +274,15 @@ def moment_matched(
     log N(y; A x0_hat, A C A^T + s^2 I) for constant C.
 
     covariance: what stands for that of p(x0 | x_t).
-    "jacobian": C = sigma^2 / alpha J, which is right for the true denoiser (TMPD, Boys et al. 2023; by conjugate gradients as in
-    Rozet et al. 2024). Where p(x0) is Gaussian, x0 and eps become E[x0 | x_t, y] and E[eps | x_t, y], exactly.
+    "jacobian": C = sigma^2 / alpha J, which is right for the true denoiser (TMPD, Boys et al. 2023; by conjugate gradients as
+    in Rozet et al. 2024). Where p(x0) is Gaussian, x0 and eps become E[x0 | x_t, y] and E[eps | x_t, y], exactly.
     "isotropic": C = sigma^2 / (alpha^2 + sigma^2) I, that of x0 ~ N(0, I) (PiGDM, Song et al. 2023, whose DDIM step weighs
     the same shift in another way).
-    "none": C = 0, the score form of DPS (Chung et al. 2023, eq. 16); it needs s > 0.
+    "none": C = 0, the score form of DPS (Chung et al. 2023, eq. 16); it needs s > 0, and is too sure of y: with s = 1 the other
+    pixel of `replacement` ends at 0.60 -+ 0.72 where 0.45 -+ 0.77 is true.
 
-    iterations: of conjugate gradients in each call; as many as y has numbers are exact but for rounding. J^T stands for J, which
-    for the true denoiser is symmetric. Where alpha = 0, J says nothing of C, and nothing is shifted. ValueError for another
+    iterations: of conjugate gradients in each call; as many as y has numbers are exact but for rounding. J^T stands for J,
+    which is symmetric for the true denoiser. Where alpha = 0, J says nothing of C, and nothing is shifted. ValueError for another
     covariance, for "none" without noise and for a measurement of another shape than A x0. Evaluations: 2 of the denoiser's,
     "jacobian" as many more as there are iterations.
     """
