@@ -282,9 +282,9 @@ def moment_matched(
     pixel of `replacement` ends at 0.60 -+ 0.72 where 0.45 -+ 0.77 is true.
 
     iterations: of conjugate gradients in each call; as many as y has numbers are exact but for rounding. J^T stands for J,
-    which is symmetric for the true denoiser. Where alpha = 0, J says nothing of C, and nothing is shifted. ValueError for another
-    covariance, for "none" without noise and for a measurement of another shape than A x0. Evaluations: 2 of the denoiser's,
-    "jacobian" as many more as there are iterations.
+    which is symmetric for the true denoiser. Where alpha = 0, J says nothing of C, and nothing is shifted. ValueError for
+    another covariance, for "none" without noise and for a measurement of another shape than A x0. Evaluations: 2 of the
+    denoiser's, "jacobian" as many more as there are iterations.
     """
     if covariance not in COVARIANCES:
         raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}, found {covariance!r}")
