@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.construct import takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.inverse import INPAINTING
 from ddpm_jax.diffusion.likelihood import FROM_END_TO_END, PROBES, SOLVERS
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.posterior import VARIANCES
@@ -167,6 +168,12 @@ KEYS: dict[str, Key] = {
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
+    "inpaint.images": Key("", "--mode=sample: whose unknown pixels are drawn anew: a PNG, a folder, or a .npz of samples"),
+    "inpaint.mask": Key("", "a PNG of their size, white where pixels are known, black where they are drawn anew"),
+    "inpaint.method": Key("repaint", "how the known pixels act on the others", INPAINTING),
+    "inpaint.resamplings": Key(10, "repaint: how often each step is made", POSITIVE),
+    "inpaint.zeta": Key(1.0, "dps: length of its steps along the gradient", POSITIVE),
+    "inpaint.iterations": Key(5, "tmpd: of conjugate gradients in each call of the denoiser", POSITIVE),
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
@@ -187,10 +194,13 @@ KEYS: dict[str, Key] = {
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
 # rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
-    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "eval.",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "inpaint.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
 )  # fmt: skip
+
+# What is read from these paths is of one command: a run directory neither keeps nor names them.
+OF_THE_COMMAND = ("inpaint.images", "inpaint.mask")
 
 NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
 

@@ -84,14 +84,16 @@ def work(sampler: ConfigDict, devices: Sequence) -> int:
     return -(-sampler.num_samples // batch_size(sampler, devices)) * sampler.steps
 
 
-def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any]) -> list[Path]:
+def write_samples(
+    folder: Path, name: str, drawn: Sampled, facts: dict[str, Any], picture: np.ndarray | None = None
+) -> list[Path]:
     """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
-    Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
+    picture: by default `plots.picture`. Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
     """
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
-    plots.save_png(paths[0], plots.picture(drawn.x))
+    plots.save_png(paths[0], plots.picture(drawn.x) if picture is None else picture)
     with files.whole(paths[1]) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, samples=samples)
     if drawn.frames is not None:
@@ -134,5 +136,9 @@ def sample_name(config: ConfigDict, step: int) -> str:
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
     parts += [f"{key}_{sampler[key]}".replace(",", "-") for key in given]
+    if config.inpaint.images:
+        parts += ["inpaint", config.inpaint.method, *(Path(config.inpaint[key]).stem for key in ("images", "mask"))]
+        others = [key for key in ("resamplings", "zeta", "iterations") if applies(f"inpaint.{key}", config)]
+        parts += [f"{key}_{config.inpaint[key]}" for key in others]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])

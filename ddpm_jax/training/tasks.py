@@ -21,10 +21,20 @@ from ddpm_jax.diffusion.times import TIMES, Examples, Times
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
+from ddpm_jax.training import inpainting
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
 TIME, NOISE, DROPOUT, FLIP = range(4)
 LIMIT = 20.0  # log-SNR beyond which the log does not tell losses apart: a process may begin or end at infinity
+
+
+class Knobs(NamedTuple):
+    """The arrays that steer sampling, which never cause a recompilation. given: images to inpaint, or ()."""
+
+    sampler: Sampler
+    process: Process
+    grid: jax.Array
+    given: inpainting.Given | tuple = ()
 
 
 class Task(NamedTuple):
@@ -37,7 +47,7 @@ class Task(NamedTuple):
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
     sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
-    seed and indices[i] alone; `knobs` are the arrays that steer it, which never cause a recompilation.
+    seed, indices[i] and the knobs alone.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
     process, and denoise(params, x, t) -> Prediction, unclipped, are what plugs into the kernel.
     """
@@ -45,7 +55,7 @@ class Task(NamedTuple):
     init: Callable
     loss: Callable
     sample: Callable
-    knobs: Any
+    knobs: Knobs
     levels: tuple[float, float]
     noised: Callable
     process: Process
@@ -143,10 +153,11 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
         return network_denoiser(partial(network.apply, params), process, prediction, learned_variance=learned_variance)(x, t)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
-        sampler, process, grid = knobs
-        network_of = partial(network.apply, params)
-        denoiser = clip(network_denoiser(network_of, process, prediction, learned_variance=learned_variance), process)
-        keys = sample_keys(seed, indices)
+        sampler, process, grid, given = knobs
+        denoiser = network_denoiser(partial(network.apply, params), process, prediction, learned_variance=learned_variance)
+        if given:
+            sampler, denoiser = inpainting.transformed(config.inpaint, given, indices, sampler, denoiser, process, grid[-1])
+        denoiser, keys = clip(denoiser, process), sample_keys(seed, indices)
         return sample(sampler, denoiser, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
 
     def noised(batch, keys, frames):
@@ -157,7 +168,8 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
 
     ends = jnp.clip(process.log_snr(jnp.stack([process.t_max, process.t_min.training])), -LIMIT, LIMIT)
     levels = float(ends[0]), float(ends[1])
-    return Task(init, loss, draw, (sampler, process, grid), levels, noised, process, denoise, times.init(process), remember)
+    knobs = Knobs(sampler, process, grid)
+    return Task(init, loss, draw, knobs, levels, noised, process, denoise, times.init(process), remember)
 
 
 TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}
