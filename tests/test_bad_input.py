@@ -199,9 +199,9 @@ TABLE = {
     ),
     # labels
     "labels of a set without": (
-        lambda: [Path("texts/a.png").write_bytes(Path("mixed/grey.png").read_bytes()) for _ in "a"],
+        lambda: shutil.copy("mixed/grey.png", "texts/a.png"),
         f"{FOLDER.replace('smoke', 'cond,smoke')} --config.data.path=texts",
-        ["cond.labels shows the network labels", "data set folder has one class", "leave out the variant cond"],
+        ["network is to be shown labels", "data set folder has one class", "leave out the variant cond"],
     ),
     "a label out of range": (
         None, f"{TOY.replace('smoke', 'cond,smoke')} --config.sampler.labels=0,2",
@@ -235,7 +235,20 @@ TABLE = {
     "a weaker run of other labels": (
         lambda: shutil.copytree("run", "weak"),
         f"{TOY.replace('smoke', 'cond,smoke')} --config.guidance.weak=weak --config.guidance.scale=2",
-        ["The run in weak", "is shown no classes, and the run that it is to guide 2"],
+        ["The run in weak", "knows no classes, and the run that it is to guide 2"],
+    ),
+    "a classifier that is none": (
+        lambda: shutil.copytree("run", "other"), "--mode=sample --workdir=run --config.guidance.classifier=other",
+        ["The run in other, config.guidance.classifier, has config.task=diffusion", "give one of classifier"],
+    ),
+    "two guides": (
+        None, "--mode=sample --workdir=run --config.guidance.classifier=other --config.guidance.weak=other",
+        ["guidance.weak and config.guidance.classifier are both given"],
+    ),
+    "a classifier of points": (None, f"{TOY} --config.task=classifier", ["half of a U-Net", "must be unet, found mlp"]),
+    "labels shown to a classifier": (
+        None, f"{DIGITS.replace('smoke', 'cond,smoke')} --config.task=classifier",
+        ["labels that a classifier (config.task) is to find", "leave it out"],
     ),
     # checkpoints
     "of another network": (lambda: edit(network__channels=16), AGAIN, ["params.", "this config makes it", "[16"]),

@@ -440,7 +440,7 @@ def test_a_key_of_the_evaluation_arrives(key):
 
 
 # Other runs: see tests/training/test_guided.py.
-GUIDE_KEYS = {"guidance.weak": "runs/weak"}
+GUIDE_KEYS = {"guidance.weak": "runs/weak", "guidance.classifier": "runs/classifier", "guidance.form": "mean"}
 
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
 OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS

@@ -21,9 +21,11 @@ from ddpm_jax.training.tasks import build
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 SHAPES = {
-    "cifar10": (32, 32, 3), "cifar10_raw": (32, 32, 3), "digits": (8, 8, 1), "fashion_mnist": (28, 28, 1),
-    "folder": (64, 64, 3), "mnist": (28, 28, 1), "toy2d": (2,),
+    "cifar10": (32, 32, 3), "cifar10_raw": (32, 32, 3), "digits": (8, 8, 1), "digits_classifier": (8, 8, 1),
+    "fashion_mnist": (28, 28, 1), "folder": (64, 64, 3), "mnist": (28, 28, 1), "mnist_classifier": (28, 28, 1), "toy2d": (2,),
 }  # fmt: skip
+SAMPLED = [name for name in CONFIGS if not name.endswith("_classifier")]
+QUICK = ("cifar10", "digits", "toy2d")  # and the others without variants
 CLASSES = 5
 SAMPLER = {key: entry.default for key, entry in configs.KEYS.items() if key.startswith("sampler.")} | {"sampler.steps": 5}
 
@@ -59,6 +61,10 @@ def check_sampling(shape, keys):
     """Abstractly: what is trained can be sampled."""
     ema = check_training(shape, tuple((key, value) for key, value in keys if not key.startswith("sampler.")))
     task = build(configs.unflatten(dict(keys)), shape, CLASSES)
+    if task.sample is None:
+        x, labels = jax.ShapeDtypeStruct((3, *shape), np.float32), jax.ShapeDtypeStruct((3,), np.int32)
+        assert jax.eval_shape(task.log_prob, ema, x, 0.5, labels).shape == (3,)
+        return
     sampled = jax.eval_shape(task.sample, ema, task.knobs, np.uint32(0), jax.ShapeDtypeStruct((3,), np.int32))
     assert sampled.x.shape == (3, *shape)
 
@@ -66,8 +72,9 @@ def check_sampling(shape, keys):
 @pytest.mark.parametrize(
     "name, variant",
     [
-        pytest.param(name, variant, marks=[] if not variant or name in ("cifar10", "digits", "toy2d") else pytest.mark.full)
+        pytest.param(name, variant, marks=[] if not variant or name in QUICK else pytest.mark.full)
         for name, variant in product(CONFIGS, ["", *variants.VARIANTS])
+        if not (name.endswith("_classifier") and variant == "cond")
     ],
 )
 def test_abstractly(name, variant):
@@ -82,7 +89,7 @@ def test_abstractly(name, variant):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "name, variant, network", [*product(CONFIGS, ["", *(v for v in variants.VARIANTS if v != "smoke")], ["unet"])]
+    "name, variant, network", [*product(SAMPLED, ["", *(v for v in variants.VARIANTS if v != "smoke")], ["unet"])]
     + [("digits", "", "simple_unet"), ("digits", "ddim", "simple_unet")],
 )  # fmt: skip
 def test_really(name, variant, network, metrics, monkeypatch, tmp_path):

@@ -21,7 +21,12 @@ CHOICES = [
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("names", CHOICES, ids=",".join)
 def test_every_config_takes_every_variant(path, names):
-    configs.validate(command.load(f"{path}:{','.join(names)}"))
+    """But a classifier, which is shown no labels."""
+    if path.stem.endswith("_classifier") and "cond" in names:
+        with pytest.raises(UserError, match="labels that a classifier .* is to find: leave it out"):
+            command.load(f"{path}:{','.join(names)}")
+    else:
+        configs.validate(command.load(f"{path}:{','.join(names)}"))
 
 
 def test_there_are_configs_and_variants():

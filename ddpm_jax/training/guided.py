@@ -113,10 +113,8 @@ def check_guides(guides: Mapping[str, Any], process: Process, image_shape: tuple
         classifies = key == "guidance.classifier"
         its_classes = run.num_classes if classifies or run.config.cond.labels else 0
         if classifies != (run.config.task == "classifier"):
-            found = f"config.task={run.config.task}"
-            raise UserError(
-                f"The run in {run.workdir}, config.{key}, is of {found}: give {'a' if classifies else 'no'} classifier."
-            )
+            wanted = "classifier" if classifies else "diffusion"
+            raise UserError(f"The run in {run.workdir}, config.{key}, has config.task={run.config.task}: give one of {wanted}.")
         if run.image_shape != tuple(image_shape):
             differ = f"has images of {list(run.image_shape)}, and the run that it is to guide of {list(image_shape)}"
         elif not _same(run.process, process):

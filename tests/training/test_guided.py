@@ -183,7 +183,7 @@ def test_autoguidance(run, config, point_source, trained, tmp_path):
     config.cond.labels = False
     plain = ddpm_jax.load(trained(config, point_source))
     plain.config.sampler.update(name="ddim", steps=5)
-    with pytest.raises(UserError, match=r"is shown 3 classes, and the run that it is to guide none"):
+    with pytest.raises(UserError, match=r"knows 3 classes, and the run that it is to guide none"):
         plain.sample(3, guidance={"scale": 2.0, "weak": str(weak)})
     itself = plain.sample(3, guidance={"scale": 2.0, "weak": str(plain.workdir)})
     np.testing.assert_allclose(itself, plain.sample(3), atol=1e-3)
