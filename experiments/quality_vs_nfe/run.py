@@ -74,17 +74,17 @@ def sliced_wasserstein(a, b) -> float:
     return float(np.abs(np.sort(a @ directions, 0) - np.sort(b @ directions, 0)).mean())
 
 
-def path_distance(sampler, process, n) -> float:
-    """RMS distance to the exact flow of a mixture, from one noise and down one grid."""
+def path_of(process):
+    """A function (sampler, n) -> RMS distance to the exact flow of a mixture, from one noise and down one grid."""
     data = oracle.mixture([[-0.9, 0.4], [0.7, -0.5], [0.3, 0.9]], [0.02 * np.eye(2)] * 3)
-    keys, times = sample_keys(0, jnp.arange(PATHS)), uniform(process, steps=n + 1)
+    keys = sample_keys(0, jnp.arange(PATHS))
 
+    @jax.jit
     def drawn(sampler, times):
-        run = jax.jit(lambda times: sample(sampler, oracle.denoiser(data, process), process, times, keys, (2,), last="stop").x)
-        return run(times)
+        return sample(sampler, oracle.denoiser(data, process), process, times, keys, (2,), last="stop").x
 
-    exact = drawn(adaptive_ode(rtol=1e-6, atol=1e-6), times[jnp.array([0, -1])])
-    return float(jnp.sqrt(jnp.mean((drawn(sampler, times) - exact) ** 2)))
+    exact = drawn(adaptive_ode(rtol=1e-6, atol=1e-6), uniform(process, steps=2))
+    return lambda sampler, n: float(jnp.sqrt(jnp.mean((drawn(sampler, uniform(process, steps=n + 1)) - exact) ** 2)))
 
 
 def points_at(run) -> None:
@@ -93,7 +93,7 @@ def points_at(run) -> None:
     fresh, other = (toy2d.load(split="train", pattern=pattern, num_examples=POINTS, seed=seed) for seed in (1001, 1002))
     fresh, other = fresh.arrays["image"], other.arrays["image"]
     print(f"two sets of fresh data are {sliced_wasserstein(fresh, other):.4f} apart")
-    clouds = []
+    clouds, path_distance = [], path_of(run.process)
     for name, settings in ROWS.items():
         sampler, distances, paths = made(settings), [], []
         for evaluations in EVALUATIONS:
@@ -106,7 +106,7 @@ def points_at(run) -> None:
             cloud = run.sample(POINTS, **settings, **common(n), clip="none", batch_size=POINTS)
             clouds.append(plots.scatter(cloud, side=SIDE))
             distances.append(f"{sliced_wasserstein(cloud, fresh):.3f}")
-            paths.append(f"{path_distance(sampler, run.process, n):.1e}" if sampler.noise_free else "")
+            paths.append(f"{path_distance(sampler, n):.1e}" if sampler.noise_free else "")
         print(f"| {name} | {' | '.join(distances)} | {' | '.join(paths)} |", flush=True)
     plots.save_png(HERE / "toy2d.png", plots.image_grid(np.stack(clouds), columns=len(EVALUATIONS)))
 
