@@ -143,6 +143,8 @@ def test_what_does_not_go_together(workdir):
         run.inpaint(PICTURES, MASK, method="dps", name="annealed_langevin", last="stop")
     with pytest.raises(UserError, match="inpaint.method takes one of replacement, repaint, dps, pigdm, tmpd, found 'paint'"):
         run.inpaint(PICTURES, MASK, method="paint")
+    with pytest.raises(UserError, match="must be uint8, or floats from -1 to 1, found int64 from 2 to 255"):
+        run.inpaint(np.int64(PICTURES), MASK)
     with pytest.raises(UserError, match=r"this run has data of shape \[2\]"):
         inpainting.given(PICTURES, MASK, (2,))
 
