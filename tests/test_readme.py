@@ -25,12 +25,17 @@ def test_the_config_to_fork_is_valid():
     assert config.data.name == "mnist" and config.sampler.name == "ddim" and config.network.dropout == 0.1
 
 
-def test_the_kernel_example_shows_the_order(capsys):
-    """Its three errors, each about half of the one before."""
-    (block,) = [block for block in BLOCKS if "oracle.propagate" in block]
-    exec(block, {})
-    errors = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+def test_the_kernel_examples_show_the_order_and_guidance(capsys):
+    """Three errors, each about half of the one before; the mean and deviation that the page gives for guided samples."""
+    names = {}
+    for part in ("oracle.propagate", "classifier_free(pair"):
+        (block,) = [block for block in BLOCKS if part in block]
+        exec(block, names)
+    *errors, guided = capsys.readouterr().out.splitlines()
+    errors = [float(line.split()[1]) for line in errors]
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 2, atol=0.2)
+    np.testing.assert_allclose([float(number) for number in guided.split()], [0.79, 0.20], atol=0.01)
+    assert names["evaluations"] == 2 * 200
 
 
 def test_the_first_hour(tmp_path, monkeypatch):

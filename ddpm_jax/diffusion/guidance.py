@@ -22,9 +22,9 @@ Pair = Callable[[jax.Array, jax.Array], tuple[Prediction, Prediction]]
 
 
 def batched_pair(bind: Callable[[jax.Array], Denoiser], condition: jax.Array, other: jax.Array) -> Pair:
-    """pair(x, t) of the two conditions [B, ...] (labels and null labels), by one call for a batch of 2 B.
+    """pair(x, t) for two conditions [B, ...] (labels and null labels), by one call for a batch of 2 B: evaluations 1 of each.
 
-    bind(condition [2 B, ...]) is the denoiser with its condition.
+    bind(condition [2 B, ...]) is the denoiser of this condition.
     """
     both = jnp.concatenate([condition, other])
 

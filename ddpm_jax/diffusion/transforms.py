@@ -9,7 +9,7 @@ from ddpm_jax.diffusion.process import Process
 
 
 def without_shift(prediction: Prediction) -> Prediction:
-    """The prediction; ValueError where it has a `shift`, which is no longer part of an x0 that is changed at will."""
+    """The prediction; ValueError where it has a `shift`, which could not be taken out of an x0 that is set anew."""
     if prediction.shift is not None:
         raise ValueError("a mean shift comes last: clip, threshold and guide first, and wrap the result in mean_shift")
     return prediction
