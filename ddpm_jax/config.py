@@ -45,6 +45,7 @@ PERCENT = (lambda value: 0 <= value <= 100, "from 0 to 100")
 BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
+FROM_TWO = (lambda value: 2 <= value < 2**31, "from 2 on")
 EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
 
 KEYS: dict[str, Key] = {
@@ -186,13 +187,13 @@ KEYS: dict[str, Key] = {
     "eval.batch_size": Key(64, "examples evaluated at once, at most", POSITIVE),
     "eval.seed": Key(0, "of dequantisation, probes and the bound's noise", SEED),
     "eval.solver": Key("dopri5", "of the ODE: dopri5 is adaptive", SOLVERS),
-    "eval.steps": Key(100, "heun, rk4: points of the time grid, both ends among them", (lambda n: 2 <= n < 2**31, "from 2 on")),
+    "eval.steps": Key(100, "heun, rk4: points of the time grid, both ends among them", FROM_TWO),
     "eval.grid": Key("log_snr", "heun, rk4: how they are spaced", FROM_END_TO_END),
     "eval.rtol": Key(1e-5, "dopri5: tolerated error, relative", POSITIVE),
     "eval.atol": Key(1e-5, "dopri5: tolerated error, absolute", POSITIVE),
     "eval.probe": Key("rademacher", "of the divergence; exact: its trace, for data of few dimensions", PROBES),
     "eval.probes": Key(1, "rademacher, gaussian: how many per example", POSITIVE),
-    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", POSITIVE),
+    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", FROM_TWO),
     "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", NOT_NEGATIVE),
     "eval.variance": Key("auto", "of the bound's reverse steps; auto: a learned one, else large", ("auto", *VARIANCES)),
 }

@@ -28,7 +28,8 @@ def ddim(config: ConfigDict) -> None:
 
 def _learn(config, process, prediction, weighting, times="uniform"):
     config.process.name, config.prediction.name = process, prediction
-    config.loss.weighting, config.times.name = weighting, times
+    config.loss.update(name="denoising", weighting=weighting)
+    config.times.name = times
 
 
 def _score_sde(config, process):

@@ -123,6 +123,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
     Those of a conditional run are of the image given its label.
     """
     c, process, pixels = config.eval, task.process, len(shape) == 3
+    variance = VARIANCES[variance_of(config)]
     solver = construct(likelihood.SOLVERS, c, choice="solver")
     times = likelihood.chain_times(process, steps=c.bound_steps)
     to_data = process.num_steps > 0 and float(process.sigma(0.0)) == 0
@@ -137,7 +138,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
         ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
         bound = likelihood.variational_bound(
             clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
-            variance=VARIANCES[variance_of(config)], terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
+            variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
         )  # fmt: skip
         padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
         return {

@@ -25,7 +25,9 @@ def ancestral(*, variance: str = "large") -> Sampler:
     """x_s ~ N(E[x_s | x_t, x0_hat], variance I) (Ho et al. 2020, algorithm 2), for any pair of times.
 
     A prediction with a `shift` moves the mean by variance * shift in place of x0_hat (Dhariwal & Nichol 2021, algorithm 1).
-    variance: small, large, learned or learned_range, of `posterior`; ValueError for another. Evaluations per step: 1.
+    variance: small, large, learned or learned_range, of `posterior`; ValueError for another. Bias: mean and covariance of the
+    samples are off by the first power of the step in log-SNR; small leaves too little variance, large too much. Evaluations per
+    step: 1.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, found {variance!r}")
@@ -49,7 +51,7 @@ def ddim(*, eta: float = 0.0) -> Sampler:
 
     Song et al. 2021 (DDIM), eq. 12 and 16. eta = 0 is deterministic, and Euler's method for x / alpha in sigma / alpha; eta = 1
     is the ancestral step with the small variance. eta in [0, 1], may be traced; ValueError for another where it is concrete.
-    Evaluations per step: 1.
+    Order 1, and of a bias of the first power of the step for eta > 0. Evaluations per step: 1.
     """
     if not isinstance(eta, jax.core.Tracer) and not 0 <= eta <= 1:
         raise ValueError(f"eta must be from 0 to 1, found {eta}")
