@@ -19,7 +19,7 @@ HELP = ("--help", "-help", "-h")
 
 # What the command may say besides the run's own config, in the modes that need a run.
 TAKES = {
-    "sample": ("sampler.", "guidance."),
+    "sample": ("sampler.", "guidance.", "inpaint."),
     "eval": ("eval.", "sampler.ema", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb"),
 }
 
@@ -89,6 +89,11 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
         if mode in TAKES and not key.startswith(TAKES[mode]):
             taken = ", ".join(f"config.{prefix.rstrip('.')}" for prefix in TAKES[mode])
             raise UserError(f"--mode={mode} takes the run's config: only {taken} keys may be given, found config.{key}.")
+        if key.startswith("inpaint.") and (mode != "sample" or not (config.inpaint.images and config.inpaint.mask)):
+            raise UserError(
+                f"config.{key} is for inpainting, --mode=sample --config.inpaint.images=<a PNG, folder or .npz> "
+                "--config.inpaint.mask=<a PNG>: give all of these, or leave it out."
+            )
     if mode in TAKES or run_directory.exists(directory):
         run_directory.check_agreement(directory, config)
     return config, directory

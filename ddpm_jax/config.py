@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.construct import takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.inverse import INPAINTING
 from ddpm_jax.diffusion.likelihood import FROM_END_TO_END, PROBES, SOLVERS
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.posterior import VARIANCES
@@ -181,6 +182,12 @@ KEYS: dict[str, Key] = {
     "guidance.weak": Key("", "directory of a weaker run, whose prediction takes the place of eps_u (autoguidance)"),
     "guidance.classifier": Key("", "directory of a classifier's run: scale times its gradient is added to the score"),
     "guidance.form": Key("score", "classifier: score; or mean, of ancestral steps, the shift of theirs", FORMS),
+    "inpaint.images": Key("", "--mode=sample: whose unknown pixels are drawn anew: a PNG, a folder, or a .npz of samples"),
+    "inpaint.mask": Key("", "a PNG of their size, white where pixels are known, black where they are drawn anew"),
+    "inpaint.method": Key("repaint", "how the known pixels act on the others", INPAINTING),
+    "inpaint.resamplings": Key(10, "repaint: how often each step is made", POSITIVE),
+    "inpaint.zeta": Key(1.0, "dps: length of its steps along the gradient", POSITIVE),
+    "inpaint.iterations": Key(5, "tmpd: of conjugate gradients in each call of the denoiser", POSITIVE),
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
@@ -201,13 +208,15 @@ KEYS: dict[str, Key] = {
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
 # rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
-    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "guidance.", "eval.",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "guidance.", "inpaint.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
 )  # fmt: skip
 
 # Directories of other runs that guide the samples of this one. They are taken from the command, never from a run directory.
 GUIDES = ("guidance.weak", "guidance.classifier")
+# What is read from these paths is of one command: a run directory neither keeps nor names them.
+OF_THE_COMMAND = ("inpaint.images", "inpaint.mask")
 
 NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
 
@@ -270,7 +279,8 @@ def validate(config: ConfigDict) -> None:
     if config.sampler.ema >= len(decays):
         raise UserError(
             f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
-            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays)) + "."
+            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays))
+            + "."
         )
 
 

@@ -53,7 +53,7 @@ def load(
     if not path:
         raise UserError("No folder of images is named: pass --config.data.path=FOLDER, with PNG, JPEG or WebP files in it.")
     root = Path(path).expanduser()
-    names = _list(root)
+    names = names_in(root)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # `_open` refuses the sizes that Pillow only warns of
         names, num_channels = _look(root, names, channels)
@@ -107,11 +107,11 @@ class Reader(NamedTuple):
         )
 
 
-def _list(root: Path) -> list[str]:
-    """The images' paths below the root, with "/" between folders, sorted."""
+def names_in(root: Path, key: str = "data.path") -> list[str]:
+    """The images' paths below the root, with "/" between folders, sorted. key: the config's, which errors name."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"config.data.path={str(root)!r} {what}. Pass a folder with PNG, JPEG or WebP files in it.")
+        raise UserError(f"config.{key}={str(root)!r} {what}. Pass a folder with PNG, JPEG or WebP files in it.")
     names, others = [], Counter()
 
     def refuse(error: OSError):
@@ -131,7 +131,7 @@ def _list(root: Path) -> list[str]:
         raise UserError(
             f"{root} holds no images: looked for {', '.join(_ENDINGS)} in it and its sub-folders"
             + (f", found only {found}" if found else "")
-            + ". Pass another --config.data.path, or convert the images to PNG or JPEG."
+            + f". Pass another --config.{key}, or convert the images to PNG or JPEG."
         )
     return sorted(names)
 
@@ -213,6 +213,36 @@ def _is_grey(path: Path) -> bool:
         return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
+def exactly(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """The image in a file, uint8 of that shape, neither resized nor cut. UserError where it is of another size, or none."""
+    pixels = _try(_unresized, path, shape[2])
+    if isinstance(pixels, Failure):
+        raise UserError(f"{_shown(str(path))} cannot be read as an image ({pixels.reason}). Give a PNG, JPEG or WebP file.")
+    if pixels.shape != shape:
+        (height, width, _), (wanted_height, wanted_width, _) = pixels.shape, shape
+        raise UserError(
+            f"{_shown(str(path))} is {height} pixels high and {width} wide, and the run's images are {wanted_height} high and "
+            f"{wanted_width} wide: bring it to that size."
+        )
+    return pixels
+
+
+def _unresized(path: Path, channels: int) -> np.ndarray:
+    with _open(path) as image:
+        image = _converted(image, channels)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    """Upright, on white, grey or RGB, 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
 def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """The image as `load` describes it, uint8 of that shape."""
     size, _, channels = shape
@@ -220,12 +250,7 @@ def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         if image.format == "JPEG":
             scale = 2 * size / min(image.size)
             image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if channels == 1 else "RGB")
+        image = _converted(image, channels)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.guidance import batched_pair, classifier_free, classifier_guidance, dynamic_thresholding, mean_shift
 from ddpm_jax.diffusion.predictions import Denoiser, PredictionType
 from ddpm_jax.diffusion.process import Process
-from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 
 # Of classifier guidance: of the score, for every sampler; or of the mean of ancestral steps, which the others see as the score.
@@ -37,22 +36,21 @@ def knobs(section: ConfigDict, guides: Mapping[str, Any]) -> Knobs:
     return Knobs(*map(jnp.asarray, numbers), *params)
 
 
-def guided(
+def by_pairs(
     bind: Callable[[jax.Array | None], Denoiser],
     labels: jax.Array | None,
     null_label: int,
     process: Process,
     prediction: PredictionType,
-    config: ConfigDict,
+    section: ConfigDict,
     guides: Mapping[str, Any],
     knobs: Knobs,
 ) -> Denoiser:
-    """The denoiser of samples with these labels [B], by config.guidance and config.sampler.clip. bind(labels) is the model's.
+    """The model with these labels [B], guided by itself or by a weaker run as config.guidance says. bind(labels): the model.
 
-    At the scale 1 classifier-free guidance would change nothing, and costs nothing. A classifier comes after clipping, as in
-    Dhariwal & Nichol's code: its shift of x0 is of the score, and not to be cut.
+    At the scale 1 classifier-free guidance would change nothing, and costs nothing.
     """
-    section, denoise = config.guidance, bind(labels)
+    denoise = bind(labels)
     if section.scale != 1 and not section.classifier:
         if section.weak:
             strong, weak = denoise, guides["guidance.weak"].task.denoiser(knobs.weak, labels, process)
@@ -61,13 +59,25 @@ def guided(
             pair = batched_pair(bind, labels, jnp.full_like(labels, null_label))
         rescale = {"rescale": knobs.rescale, "prediction": prediction} if section.rescale else {}
         denoise = classifier_free(pair, process, scale=knobs.scale, low=knobs.low, high=knobs.high, **rescale)
-    if section.threshold:
-        denoise = dynamic_thresholding(denoise, process, percentile=knobs.threshold)
-    denoise = CLIPS[config.sampler.clip](denoise, process)
-    if section.classifier:
-        of_x = lambda x, t: guides["guidance.classifier"].task.log_prob(knobs.classifier, x, t, labels, process)  # noqa: E731
-        denoise = FORMS[section.form](denoise, process, of_x, scale=knobs.scale)
-    return denoise
+    return dynamic_thresholding(denoise, process, percentile=knobs.threshold) if section.threshold else denoise
+
+
+def by_classifier(
+    denoise: Denoiser,
+    labels: jax.Array | None,
+    process: Process,
+    section: ConfigDict,
+    guides: Mapping[str, Any],
+    knobs: Knobs,
+) -> Denoiser:
+    """A denoiser guided by the classifier of config.guidance, where there is one.
+
+    It comes after clipping, as in Dhariwal & Nichol's code: its shift of x0 is of the score, and not to be cut.
+    """
+    if not section.classifier:
+        return denoise
+    log_prob = lambda x, t: guides["guidance.classifier"].task.log_prob(knobs.classifier, x, t, labels, process)  # noqa: E731
+    return FORMS[section.form](denoise, process, log_prob, scale=knobs.scale)
 
 
 def check_labels(config: ConfigDict, num_classes: int) -> None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
-from ddpm_jax.training import logs, loop, parallel, run, run_directory, sampling
+from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import Task, build
@@ -43,7 +43,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def sample(config: ConfigDict, workdir: Path) -> None:
     """Samples from the newest checkpoint of a run."""
     restored = run.restore(workdir, config)
-    draw_and_write(config, workdir, restored.task, restored.state)
+    given = inpainting.read(config.inpaint, restored.image_shape) if config.inpaint.images else ()
+    draw_and_write(config, workdir, restored.task, restored.state, given)
 
 
 def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, examples: int = 8) -> None:
@@ -58,17 +59,26 @@ def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: 
     sampling.write_film(folder, "forward_process", np.asarray(film))
 
 
-def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) -> None:
-    """Samples with the averaged parameters that sampler.ema names and writes the files, whose names it prints."""
+def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, given: inpainting.Given | tuple = ()) -> None:
+    """Samples with the averaged parameters that sampler.ema names and writes the files, whose names it prints.
+
+    given: what to inpaint. Raises UserError where the method of inpainting does not go with the sampler.
+    """
     devices = jax.local_devices()
     draw = sampling.make_draw(task, config.sampler, devices)
-    print(f"sampling {config.sampler.num_samples} with {config.sampler.name}, {config.sampler.steps} steps", flush=True)
+    knobs = task.knobs._replace(given=given)
+    how = f"{config.sampler.name}, {config.sampler.steps} steps"
+    if given:
+        inpainting.check(config, task, state.ema[config.sampler.ema], knobs)
+        how += f", inpainting {len(given.images)} images by {config.inpaint.method}"
+    print(f"sampling {config.sampler.num_samples} with {how}", flush=True)
     start = time.monotonic()
     with Progress(sampling.work(config.sampler, devices), "sampling steps") as progress:
-        drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress)
+        drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress, knobs)
     seconds = time.monotonic() - start
     facts = {
         **sampling.how(config),
+        **({"inpaint": sampling.as_stored(config.inpaint)} if given else {}),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
         "ema_decay": config.ema.decays[config.sampler.ema],
@@ -77,7 +87,8 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State) 
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
     name = sampling.sample_name(config, int(state.step))
-    paths = sampling.write_samples(workdir / "samples", name, drawn, facts, task.labels)
+    picture = inpainting.picture(given, drawn.x) if given else None
+    paths = sampling.write_samples(workdir / "samples", name, drawn, facts, task.labels, picture)
     print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
     for path in paths:
         print(f"  {path}")

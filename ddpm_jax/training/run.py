@@ -16,7 +16,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
+from ddpm_jax.training import checkpoints, inpainting, parallel, run_directory, sampling
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
@@ -73,6 +73,16 @@ class Run:
         """
         return self.draw(count, **sampler).x
 
+    def inpaint(self, images: np.ndarray, mask: np.ndarray, count: int = 0, **settings: Any) -> np.ndarray:
+        """Images [N, H, W, C] (uint8, or in [-1, 1]) with their unknown pixels drawn anew: [count, H, W, C] in [-1, 1].
+
+        mask [H, W]: True where pixels are known. count: by default N; sample i is of image i mod N. Keyword arguments override
+        config.inpaint and config.sampler: run.inpaint(images, mask, method="repaint", resamplings=5, steps=100). Raises
+        UserError for images or a mask of another size than the run's, and for a method that does not go with the sampler.
+        """
+        given = inpainting.given(images, mask, self.image_shape)
+        return self.draw(count or len(given.images), given, **settings).x
+
     def trajectory(self, count: int, frames: int = 24, **sampler: Any) -> np.ndarray:
         """[frames, count, ...]: the states from noise to the samples that `sample` would return."""
         film = self.draw(count, frames=frames, **({"batch_size": count} | sampler)).frames
@@ -82,7 +92,7 @@ class Run:
             )
         return film
 
-    def draw(self, count: int, **sampler: Any):
+    def draw(self, count: int, given: inpainting.Given | tuple = (), **sampler: Any):
         """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
 
         Calls that differ in what is TRACED alone run one compiled program.
@@ -90,8 +100,12 @@ class Run:
         flat = configs.flatten(self.config)
         guidance = sampler.pop("guidance", {})
         guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
-        given = {f"sampler.{key}": value for key, value in {"frames": 0, **sampler, "num_samples": count}.items()}
-        for key, value in (given | {f"guidance.{key}": value for key, value in guidance.items()}).items():
+        overrides = {"sampler.frames": 0}
+        for key, value in sampler.items():
+            section = "inpaint" if given and f"inpaint.{key}" in configs.KEYS else "sampler"
+            overrides[f"{section}.{key}"] = value
+        overrides |= {"sampler.num_samples": count} | {f"guidance.{key}": value for key, value in guidance.items()}
+        for key, value in overrides.items():
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)
             value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
@@ -104,13 +118,17 @@ class Run:
         configs.validate(config)
         devices = jax.local_devices()
         task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
+        knobs = task.knobs._replace(given=given)
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
-        same_program = json.dumps([{key: value for key, value in config.sampler.items() if key not in TRACED}, acts])
+        settings = {key: value for key, value in config.sampler.items() if key not in TRACED}
+        same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}])
         if same_program not in self.compiled:
+            if given:
+                inpainting.check(config, task, self.state.ema[0], knobs)
             self.compiled[same_program] = sampling.make_draw(task, config.sampler, devices, tell=False)
         params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
-        return self.compiled[same_program](params, knobs=task.knobs, seed=config.sampler.seed)
+        return self.compiled[same_program](params, knobs=knobs, seed=config.sampler.seed)
 
 
 def load(workdir: str | Path) -> Run:

@@ -84,6 +84,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
         for key in saved:
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)
+        saved = {key: value for key, value in saved.items() if key not in configs.OF_THE_COMMAND}
         config = configs.unflatten(configs.flatten(configs.base()) | saved)
         configs.validate(config)
     except UserError as error:

@@ -88,15 +88,23 @@ def work(sampler: ConfigDict, devices: Sequence) -> int:
     return -(-sampler.num_samples // batch_size(sampler, devices)) * sampler.steps
 
 
-def write_samples(folder: Path, name: str, drawn: Sampled, facts: dict[str, Any], labels: tuple[int, ...] = ()) -> list[Path]:
+def write_samples(
+    folder: Path,
+    name: str,
+    drawn: Sampled,
+    facts: dict[str, Any],
+    labels: tuple[int, ...] = (),
+    picture: np.ndarray | None = None,
+) -> list[Path]:
     """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
     labels: those that the samples have in turn, of a conditional run: a row of the picture for each, and `labels`, int32 [N],
-    beside the samples. Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
+    beside the samples. picture: in place of that of the samples. Of the frames, where there are any: NAME_trajectory.gif and
+    NAME_trajectory.png.
     """
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
-    plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)))
+    plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)) if picture is None else picture)
     given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
     with files.whole(paths[1]) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, samples=samples, **given)
@@ -142,6 +150,10 @@ def sample_name(config: ConfigDict, step: int) -> str:
     parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
     guidance = [key for key in config.guidance if config.guidance[key] != KEYS[f"guidance.{key}"].default]
     parts += [f"guidance_{key}_{_in_a_name(config.guidance[key])}" for key in guidance]
+    if config.inpaint.images:
+        parts += ["inpaint", config.inpaint.method, *(Path(config.inpaint[key]).stem for key in ("images", "mask"))]
+        others = [key for key in ("resamplings", "zeta", "iterations") if applies(f"inpaint.{key}", config)]
+        parts += [f"{key}_{config.inpaint[key]}" for key in others]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])
 

@@ -19,10 +19,11 @@ from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import check, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ddpm_jax.diffusion.times import TIMES, Examples, Times
+from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.classifier import Classifier
-from ddpm_jax.training import guided
+from ddpm_jax.training import guided, inpainting
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
 TIME, NOISE, DROPOUT, FLIP, LABEL = range(5)
@@ -31,6 +32,17 @@ NO_SAMPLES = (
     "--config.guidance.classifier=<its directory>."
 )
 LIMIT = 20.0  # log-SNR beyond which the log does not tell losses apart: a process may begin or end at infinity
+
+
+class Knobs(NamedTuple):
+    """The arrays that steer sampling, which never cause a recompilation. given: images to inpaint, or ()."""
+
+    sampler: Sampler
+    process: Process
+    grid: jax.Array
+    labels: jax.Array
+    guidance: guided.Knobs
+    given: inpainting.Given | tuple = ()
 
 
 class Task(NamedTuple):
@@ -43,8 +55,7 @@ class Task(NamedTuple):
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
     sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
-    seed, indices[i] and its label alone; `knobs` are the arrays that steer it, which never cause a recompilation. None where
-    there is nothing to sample.
+    seed, indices[i], its label and the knobs alone. None where there is nothing to sample.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
     process, and denoiser(params, labels, process) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a
     conditional network; None: the null label.
@@ -153,14 +164,18 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
         return network_denoiser(apply, process, prediction, learned_variance=learned_variance)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
-        sampler, process, grid, labels, guidance = knobs
-        labels = labels[indices % len(labels)] if labels_of_samples else None
+        sampler, process, grid = knobs.sampler, knobs.process, knobs.grid
+        labels = knobs.labels[indices % len(knobs.labels)] if labels_of_samples else None
         bind = lambda labels: denoiser(params, labels if classes else None, process)  # noqa: E731
-        denoise = guided.guided(bind, labels, classes, process, prediction, config, guides, guidance)
+        denoise = guided.by_pairs(bind, labels, classes, process, prediction, config.guidance, guides, knobs.guidance)
+        if knobs.given:
+            sampler, denoise = inpainting.transformed(config, knobs.given, indices, sampler, denoise, process, grid[-1])
+        denoise = CLIPS[config.sampler.clip](denoise, process)
+        denoise = guided.by_classifier(denoise, labels, process, config.guidance, guides, knobs.guidance)
         keys = sample_keys(seed, indices)
         return sample(sampler, denoise, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
 
-    knobs = sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides)
+    knobs = Knobs(sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides))
     shared = _on_its_way(process, times, image_shape)
     return Task(init, loss, draw, knobs, process=process, denoiser=denoiser, labels=labels_of_samples, **shared)
 

@@ -1,0 +1,126 @@
+"""Inpainting of given images by a trained run: what is given, and its picture."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import images, plots
+from ddpm_jax.construct import construct
+from ddpm_jax.data import folder
+from ddpm_jax.diffusion.inverse import INPAINTING, known_x0
+from ddpm_jax.diffusion.predictions import Denoiser
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.samplers import Sampler
+from ddpm_jax.errors import UserError
+
+ROWS, COLUMNS = 32, 8  # images of a picture, and results for each, at most
+
+
+class Given(NamedTuple):
+    """images [N, H, W, C] in [-1, 1]; known [H, W, 1 or C], True where their pixels are known. Sample i is of image i mod N."""
+
+    images: Any
+    known: Any
+
+
+def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) -> Given:
+    """Of images [N, H, W, C], uint8 or in [-1, 1], and a mask [H, W] or [H, W, 1 or C]. UserError where the run has others."""
+    pictures, mask = np.asarray(pictures), np.asarray(mask)
+    if len(image_shape) != 3:
+        raise UserError(f"Inpainting is for images, and this run has data of shape {list(image_shape)}: take a run of images.")
+    if pictures.shape[1:] != image_shape or not len(pictures):
+        raise UserError(
+            f"The images to inpaint must be of the run's shape, [N, {', '.join(map(str, image_shape))}], found "
+            f"{list(pictures.shape)}: resize them."
+        )
+    known = mask if mask.ndim == 3 else mask[..., None]
+    if known.shape not in (image_shape, (*image_shape[:2], 1)):
+        raise UserError(
+            f"The mask must be of the images' size, {image_shape[0]} x {image_shape[1]}, found an array of {list(mask.shape)}."
+        )
+    return Given(np.asarray(images.to_model(pictures), np.float32), known.astype(bool))
+
+
+def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:
+    """What the config's section `inpaint` names. Raises UserError for files that cannot be read or are of another size."""
+    if len(image_shape) != 3:
+        return given(np.zeros(0), np.zeros(0), image_shape)
+    path, mask_path = Path(section.images).expanduser(), Path(section.mask).expanduser()
+    if path.is_dir():
+        pictures = np.stack([folder.exactly(path / name, image_shape) for name in folder.names_in(path, "inpaint.images")])
+    elif path.suffix == ".npz":
+        pictures = _stored(path, image_shape)
+    else:
+        pictures = folder.exactly(path, image_shape)[None]
+    mask = folder.exactly(mask_path, (*image_shape[:2], 1))
+    known = mask >= 128
+    if known.all() or not known.any():
+        raise UserError(
+            f"{mask_path} is {'white' if known.all() else 'black'} all over (grey levels {mask.min()} to {mask.max()} of 255). "
+            "Known pixels are white, 255, and those to be drawn anew black, 0: give a mask with both."
+        )
+    return given(pictures, known, image_shape)
+
+
+def _stored(path, image_shape):
+    """The images in an .npz file as sampling writes it."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            pictures = file["samples"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = "there is no array `samples` in it" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} cannot be read as images ({reason}). Give a .npz as sampling writes it, or PNGs.") from error
+    if pictures.dtype != np.uint8 or pictures.shape[1:] != image_shape:
+        raise UserError(
+            f"{path} holds {pictures.dtype} {list(pictures.shape)}, and the run's images are uint8 [N, "
+            f"{', '.join(map(str, image_shape))}]: give images of its size."
+        )
+    return pictures
+
+
+def transformed(
+    config: ConfigDict,
+    given: Given,
+    indices: jax.Array,
+    sampler: Sampler,
+    denoise: Denoiser,
+    process: Process,
+    end: jax.Array,
+) -> tuple[Sampler, Denoiser]:
+    """The sampler and the denoiser of samples `indices`, inpainting as config.inpaint says; end: the last time of the grid.
+
+    Raises ValueError with a classifier: its shift of x0 would change the known pixels.
+    """
+    if config.guidance.classifier:
+        raise ValueError("a classifier (guidance.classifier) would change the known pixels: inpaint without it")
+    image = given.images[indices % len(given.images)]
+    sampler, denoise = construct(INPAINTING, config.inpaint, sampler, denoise, process, image, given.known, choice="method")
+    return sampler, known_x0(denoise, process, image, given.known, end)
+
+
+def check(config: ConfigDict, task: Any, params: Any, knobs: Any) -> None:
+    """Raises UserError where the method does not go with the sampler."""
+    try:
+        jax.eval_shape(task.sample, params, knobs, np.uint32(0), np.zeros(1, np.int32))
+    except ValueError as error:
+        raise UserError(
+            f"config.inpaint.method={config.inpaint.method} and config.sampler.name={config.sampler.name} do not go together: "
+            f"{error}."
+        ) from error
+
+
+def picture(given: Given, samples: np.ndarray) -> np.ndarray:
+    """A row per image: it, its known pixels, the others grey, and what was drawn for it."""
+    count = len(given.images)
+    rows, columns = min(count, len(samples), ROWS), min(-(-len(samples) // count), COLUMNS)
+    tiles = []
+    for i in range(rows):
+        drawn = samples[i::count][:columns]
+        blank = np.zeros((columns - len(drawn), *drawn.shape[1:]), drawn.dtype)
+        image = given.images[i : i + 1]
+        tiles += [image, np.where(given.known, image, 0.0), drawn, blank]
+    return plots.image_grid(images.to_uint8(np.concatenate(tiles)), columns=columns + 2)
