@@ -18,4 +18,5 @@ def get_config(names: str = ""):
     config.ema.decays = (0.995,)
     config.train.update(steps=3000, batch_size=256, steps_per_call=20, log_every=500, sample_every=0, checkpoint_every=1500)
     config.sampler.update(name="ddim", steps=100, clip="none", num_samples=4096, batch_size=4096)
+    config.eval.update(probe="exact", num_examples=2000, batch_size=2000)
     return variants.apply(config, names)

@@ -19,7 +19,7 @@ HELP = ("--help", "-help", "-h")
 
 # What the command may say besides the run's own config, in the modes that need a run.
 TAKES = {
-    "sample": ("sampler.", "inpaint."),
+    "sample": ("sampler.", "guidance.", "inpaint."),
     "eval": ("eval.", "sampler.ema", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb"),
 }
 

@@ -22,6 +22,7 @@ from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.resampling import RESAMPLING
+from ddpm_jax.training.guided import FORMS
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.tasks import TASKS, kernel
 
@@ -41,9 +42,11 @@ POSITIVE = (lambda value: 0 < value < 2**31, "greater than 0 and below 2^31")
 FINITE = (lambda value: -(2**31) < value < 2**31, "of either sign, below 2^31")
 NOT_NEGATIVE = (lambda value: 0 <= value < 2**31, "at least 0 and below 2^31")
 FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
+PERCENT = (lambda value: 0 <= value <= 100, "from 0 to 100")
 BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
+FROM_TWO = (lambda value: 2 <= value < 2**31, "from 2 on")
 EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
 
 KEYS: dict[str, Key] = {
@@ -61,6 +64,8 @@ KEYS: dict[str, Key] = {
     "data.num_examples": Key(50_000, "toy2d: how many points", POSITIVE),
     "data.seed": Key(0, "toy2d: of the points", SEED),
     "data.flip": Key(False, "mirror images left to right at random"),
+    "cond.labels": Key(False, "the network is shown the labels of the data"),
+    "cond.dropout": Key(0.1, "share of the training examples that have the null label, of the unconditional model", BELOW_ONE),
     "network.name": Key("unet", "the architecture", NETWORKS),
     "network.channels": Key(128, "channels of the first level", EMBEDDABLE),
     "network.multipliers": Key((1, 2, 2, 2), "channels of each level, in multiples of the first", POSITIVE),
@@ -164,10 +169,19 @@ KEYS: dict[str, Key] = {
     "sampler.max_evaluations": Key(10_000, "adaptive_ode: per transition", (lambda value: 7 <= value < 2**31, "at least 7")),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
+    "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", NOT_NEGATIVE),
     "sampler.num_samples": Key(64, "images", POSITIVE),
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
+    "guidance.scale": Key(1.0, "w of eps_u + w (eps_c - eps_u), eps_u with the null label; 1: the conditional model", FINITE),
+    "guidance.interval_low": Key(0.0, "least sigma / alpha at which it acts", NOT_NEGATIVE),
+    "guidance.interval_high": Key(0.0, "greatest; 0: no limit", NOT_NEGATIVE),
+    "guidance.rescale": Key(0.0, "share of the guided output given the conditional's deviation (Lin et al. 2024)", FRACTION),
+    "guidance.threshold": Key(0.0, "percentile of |x0| for dynamic thresholding, as 99.5; 0: none", PERCENT),
+    "guidance.weak": Key("", "directory of a weaker run, whose prediction takes the place of eps_u (autoguidance)"),
+    "guidance.classifier": Key("", "directory of a classifier's run: scale times its gradient is added to the score"),
+    "guidance.form": Key("score", "classifier: score; or mean, of ancestral steps, the shift of theirs", FORMS),
     "inpaint.images": Key("", "--mode=sample: whose unknown pixels are drawn anew: a PNG, a folder, or a .npz of samples"),
     "inpaint.mask": Key("", "a PNG of their size, white where pixels are known, black where they are drawn anew"),
     "inpaint.method": Key("repaint", "how the known pixels act on the others", INPAINTING),
@@ -180,13 +194,13 @@ KEYS: dict[str, Key] = {
     "eval.batch_size": Key(64, "examples evaluated at once, at most", POSITIVE),
     "eval.seed": Key(0, "of dequantisation, probes and the bound's noise", SEED),
     "eval.solver": Key("dopri5", "of the ODE: dopri5 is adaptive", SOLVERS),
-    "eval.steps": Key(100, "heun, rk4: points of the time grid, both ends among them", (lambda n: 2 <= n < 2**31, "from 2 on")),
+    "eval.steps": Key(100, "heun, rk4: points of the time grid, both ends among them", FROM_TWO),
     "eval.grid": Key("log_snr", "heun, rk4: how they are spaced", FROM_END_TO_END),
     "eval.rtol": Key(1e-5, "dopri5: tolerated error, relative", POSITIVE),
     "eval.atol": Key(1e-5, "dopri5: tolerated error, absolute", POSITIVE),
     "eval.probe": Key("rademacher", "of the divergence; exact: its trace, for data of few dimensions", PROBES),
     "eval.probes": Key(1, "rademacher, gaussian: how many per example", POSITIVE),
-    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", POSITIVE),
+    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", FROM_TWO),
     "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", NOT_NEGATIVE),
     "eval.variance": Key("auto", "of the bound's reverse steps; auto: a learned one, else large", ("auto", *VARIANCES)),
 }
@@ -194,11 +208,13 @@ KEYS: dict[str, Key] = {
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
 # rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
-    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "inpaint.", "eval.",
+    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "guidance.", "inpaint.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
 )  # fmt: skip
 
+# Directories of other runs that guide the samples of this one. They are taken from the command, never from a run directory.
+GUIDES = ("guidance.weak", "guidance.classifier")
 # What is read from these paths is of one command: a run directory neither keeps nor names them.
 OF_THE_COMMAND = ("inpaint.images", "inpaint.mask")
 
@@ -258,11 +274,38 @@ def validate(config: ConfigDict) -> None:
         flat = flatten(config)
         settings = ", ".join(f"config.{key}={flat[key]}" for key in keys.split())
         raise UserError(f"These settings do not go together: {settings}. The reason: {error}.") from error
+    _check_conditioning(config)
     decays = config.ema.decays
     if config.sampler.ema >= len(decays):
         raise UserError(
             f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
-            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays)) + "."
+            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays))
+            + "."
+        )
+
+
+def _check_conditioning(config: ConfigDict) -> None:
+    """Raises UserError for what only a run with labels can do, and for guidance that never acts."""
+    labels, c = config.sampler.labels, config.guidance
+    if config.task == "classifier" and config.cond.labels:
+        raise UserError("The variant cond shows a network the labels that a classifier (config.task) is to find: leave it out.")
+    if c.weak and c.classifier:
+        raise UserError("config.guidance.weak and config.guidance.classifier are both given: take one of them.")
+    if labels and not (config.cond.labels or c.classifier):
+        raise UserError(
+            f"config.sampler.labels is {labels}, but this run is not conditional: leave it out, or train one with the variant "
+            "cond."
+        )
+    if c.scale != 1 and not (c.weak or c.classifier) and not (config.cond.labels and config.cond.dropout):
+        lacks = "the null label was not trained, cond.dropout being 0" if config.cond.labels else "it is not conditional"
+        raise UserError(
+            f"config.guidance.scale is {c.scale}, but this run has no unconditional model besides ({lacks}): leave it out, "
+            "train one with the variant cond, or give a weaker run, --config.guidance.weak=<its directory>."
+        )
+    if 0 < c.interval_high <= c.interval_low:
+        raise UserError(
+            f"config.guidance.interval_low is {c.interval_low} and interval_high {c.interval_high}, so that guidance never "
+            "acts: raise the latter, or set it to 0, no limit."
         )
 
 
@@ -285,12 +328,16 @@ def check_value(key: str, value: Any, found: Any = None) -> None:
     if type(value) is not type(default):
         raise wrong
     elements = value if isinstance(default, tuple) else (value,)
-    element_type = type(default[0]) if isinstance(default, tuple) else type(default)
     for element in elements:
-        if type(element) is not element_type or (accepts is not None and not _accepted(element, accepts)):
+        if type(element) is not _element_type(default) or (accepts is not None and not _accepted(element, accepts)):
             raise wrong
     if key in NEVER_EMPTY and not value:
         raise UserError(f"config.{key} needs at least one {NEVER_EMPTY[key]}, found ().")
+
+
+def _element_type(default) -> type:
+    """Of the elements of a tuple, which are ints where the default is empty; or of the default itself."""
+    return type((*default, 0)[0]) if isinstance(default, tuple) else type(default)
 
 
 def _is_rule(accepts) -> bool:
@@ -312,7 +359,7 @@ def kind(key: str) -> str:
     """The type and accepted values of a key, in words."""
     default, _, accepts = KEYS[key]
     if isinstance(default, tuple):
-        words = f"a tuple of {type(default[0]).__name__}s, as 1,2 or (1,2)"
+        words = f"a tuple of {_element_type(default).__name__}s, as 1,2 or (1,2)"
         return words + (f", each {accepts[1]}" if accepts else "")
     words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[type(default)]
     if accepts is None:

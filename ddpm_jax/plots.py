@@ -14,9 +14,20 @@ from ddpm_jax.images import to_uint8
 GREY = 96  # of the lines between tiles
 
 
-def picture(samples: np.ndarray) -> np.ndarray:
-    """A grid of images, or a scatter plot of points."""
-    return scatter(samples) if samples.ndim == 2 else image_grid(to_uint8(samples))
+def picture(samples: np.ndarray, kinds: int = 0) -> np.ndarray:
+    """A grid of images, or a scatter plot of points.
+
+    kinds: where sample i is of kind i mod kinds, each kind has a row, unless there are fewer than two samples of each.
+    """
+    if samples.ndim == 2:
+        return scatter(samples)
+    images = to_uint8(samples)
+    columns = math.ceil(len(images) / max(kinds, 1))
+    if kinds < 2 or columns < 2:
+        return image_grid(images)
+    blank = np.full((kinds * columns - len(images), *images.shape[1:]), GREY, np.uint8)
+    by_column = np.concatenate([images, blank]).reshape(columns, kinds, *images.shape[1:])
+    return image_grid(by_column.swapaxes(0, 1).reshape(-1, *images.shape[1:]), columns=columns)
 
 
 def image_grid(images: np.ndarray, columns: int = 0, separator: int = 1, min_tile: int = 48) -> np.ndarray:

@@ -28,7 +28,8 @@ def ddim(config: ConfigDict) -> None:
 
 def _learn(config, process, prediction, weighting, times="uniform"):
     config.process.name, config.prediction.name = process, prediction
-    config.loss.weighting, config.times.name = weighting, times
+    config.loss.update(name="denoising", weighting=weighting)
+    config.times.name = times
 
 
 def _score_sde(config, process):
@@ -96,6 +97,11 @@ def min_snr(config: ConfigDict) -> None:
     config.loss.gamma = 5.0
 
 
+def cond(config: ConfigDict) -> None:
+    """a network that is shown labels, a tenth of them left out: for samples of a class, and classifier-free guidance"""
+    config.cond.update(labels=True, dropout=0.1)
+
+
 def smoke(config: ConfigDict) -> None:
     """the whole job in seconds on a CPU: a tiny network, a few steps, a checkpoint, samples"""
     config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=(), heads=1)
@@ -118,6 +124,7 @@ VARIANTS: dict[str, Variant] = {
     "improved_vlb": Variant(improved_vlb, "process"),
     "ncsn": Variant(ncsn, "process"),
     "min_snr": Variant(min_snr, "process"),
+    "cond": Variant(cond, "conditioning"),
     "smoke": Variant(smoke, "size"),
 }
 

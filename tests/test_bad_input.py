@@ -114,7 +114,7 @@ def half_written():
 
 
 def fewer_points(patch):
-    patch.setitem(SOURCES, "toy2d", lambda **_: Source({"image": np.zeros((999, 2), "f"), "label": np.zeros(999, "i")}, 1))
+    patch.setitem(SOURCES, "toy2d", lambda **_: Source({"image": np.zeros((999, 2), "f"), "label": np.zeros(999, "i")}, 2))
 
 
 def raising(patch, error):
@@ -183,7 +183,7 @@ TABLE = {
         lambda: replace("run/config.json", ""), AGAIN,
         ["run/config.json cannot be read", "Put a copy of it there"],
     ),
-    "a config of another format": (lambda: edit(format=7), AGAIN, ["format 7; this code reads formats up to 2", "Use the"]),
+    "a config of another format": (lambda: edit(format=7), AGAIN, ["format 7; this code reads formats up to 3", "Use the"]),
     "a key of another version": (lambda: edit(train__stepz=7), AGAIN, ["a config that this code does not take", "train.stepz"]),
     "a value of another version": (
         lambda: edit(network__name="dit"), AGAIN,
@@ -192,6 +192,63 @@ TABLE = {
     "data of another shape": (
         lambda: edit(image_shape=[3]), AGAIN,
         ["has images of [3] and the data are now [2]", "same data back"],
+    ),
+    "data of other classes": (
+        lambda: edit(num_classes=5), AGAIN,
+        ["has 5 classes and the data now 2", "same data back"],
+    ),
+    # labels
+    "labels of a set without": (
+        lambda: shutil.copy("mixed/grey.png", "texts/a.png"),
+        f"{FOLDER.replace('smoke', 'cond,smoke')} --config.data.path=texts",
+        ["network is to be shown labels", "data set folder has one class", "leave out the variant cond"],
+    ),
+    "a label out of range": (
+        None, f"{TOY.replace('smoke', 'cond,smoke')} --config.sampler.labels=0,2",
+        ["sampler.labels has 2", "0 to 1"],
+    ),
+    "a label of a run without": (
+        None, "--mode=sample --workdir=run --config.sampler.labels=0",
+        ["sampler.labels is (0,)", "not conditional", "variant cond"],
+    ),
+    "guidance of a run without labels": (
+        None, "--mode=sample --workdir=run --config.guidance.scale=2",
+        ["guidance.scale is 2.0", "it is not conditional", "guidance.weak"],
+    ),
+    "guidance without a null label": (
+        None, f"{TOY.replace('smoke', 'cond,smoke')} --config.cond.dropout=0 --config.guidance.scale=2",
+        ["guidance.scale is 2.0", "the null label was not trained, cond.dropout being 0"],
+    ),
+    "guidance that never acts": (
+        None, f"{TOY} --config.guidance.interval_low=3 --config.guidance.interval_high=2",
+        ["interval_low is 3.0 and interval_high 2.0", "raise the latter"],
+    ),
+    "no weaker run": (
+        None, "--mode=sample --workdir=run --config.guidance.weak=nowhere",
+        ["There is no run in nowhere"],
+    ),
+    "a weaker run of another process": (
+        lambda: [shutil.copytree("run", "weak"), edit(process__beta_end=0.03)],
+        "--mode=sample --workdir=run --config.guidance.weak=weak --config.guidance.scale=2",
+        ["The run in weak, config.guidance.weak", "another process (linear)", "give one of the same"],
+    ),
+    "a weaker run of other labels": (
+        lambda: shutil.copytree("run", "weak"),
+        f"{TOY.replace('smoke', 'cond,smoke')} --config.guidance.weak=weak --config.guidance.scale=2",
+        ["The run in weak", "knows no classes, and the run that it is to guide 2"],
+    ),
+    "a classifier that is none": (
+        lambda: shutil.copytree("run", "other"), "--mode=sample --workdir=run --config.guidance.classifier=other",
+        ["The run in other, config.guidance.classifier, has config.task=diffusion", "give one of classifier"],
+    ),
+    "two guides": (
+        None, "--mode=sample --workdir=run --config.guidance.classifier=other --config.guidance.weak=other",
+        ["guidance.weak and config.guidance.classifier are both given"],
+    ),
+    "a classifier of points": (None, f"{TOY} --config.task=classifier", ["half of a U-Net", "must be unet, found mlp"]),
+    "labels shown to a classifier": (
+        None, f"{DIGITS.replace('smoke', 'cond,smoke')} --config.task=classifier",
+        ["labels that a classifier (config.task) is to find", "leave it out"],
     ),
     # checkpoints
     "of another network": (lambda: edit(network__channels=16), AGAIN, ["params.", "this config makes it", "[16"]),

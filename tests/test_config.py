@@ -73,6 +73,8 @@ TASK_KEYS = {
     "network.progressive_input": (True, "init loss sample", {}),
     "network.single_up_attention": (True, "init loss sample", {"network.attention": (4,)}),
     "data.flip": (True, "loss", {}),
+    "cond.labels": (True, "init loss sample", {}),
+    "cond.dropout": (0.2, "loss", {"cond.labels": True}),
     "process.name": ("cosine", "loss sample", {}),
     "process.steps": (900, "loss sample", {}),
     "process.beta_start": (2e-4, "loss sample", {}),
@@ -135,6 +137,12 @@ TASK_KEYS = {
     "sampler.atol": (1e-3, "sample", {"sampler.name": "adaptive_ode"}),
     "sampler.max_evaluations": (100, "sample", {"sampler.name": "adaptive_ode"}),
     "sampler.last": ("mean", "sample", {}),
+    "sampler.labels": ((2, 0), "sample", {"cond.labels": True}),
+    "guidance.scale": (2.0, "sample", {"cond.labels": True}),
+    "guidance.interval_low": (0.5, "sample", {"cond.labels": True, "guidance.scale": 2.0}),
+    "guidance.interval_high": (9.0, "sample", {"cond.labels": True, "guidance.scale": 2.0}),
+    "guidance.rescale": (0.7, "sample", {"cond.labels": True, "guidance.scale": 2.0}),
+    "guidance.threshold": (99.5, "sample", {}),
     "sampler.clip": ("keep_eps", "sample", {"sampler.name": "ddim"}),
 }
 
@@ -147,10 +155,10 @@ def computation(f, *args):
 
 
 def parts(config):
-    task = build(config, (8, 8, 1))
+    task = build(config, (8, 8, 1), 3)
     params = jax.eval_shape(task.init, jax.random.key(0))
     examples = Examples(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)), jnp.arange(2), 2)
-    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8)}
+    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8), "label": jax.ShapeDtypeStruct((2,), np.int32)}
     indices = jax.ShapeDtypeStruct((2,), np.int32)
     knobs = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(task.knobs)]
     return {
@@ -449,7 +457,7 @@ def evaluation(changes):
     task = build(config, (2,))
     params = jax.eval_shape(task.init, jax.random.key(0))
     rows, places = jax.ShapeDtypeStruct((2, 2), np.float32), jax.ShapeDtypeStruct((2,), np.int32)
-    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, rows, places)
+    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, {"image": rows, "label": places}, places)
 
 
 @pytest.mark.parametrize("key", EVAL_KEYS)
@@ -458,8 +466,11 @@ def test_a_key_of_the_evaluation_arrives(key):
     assert evaluation(tuple(given.items())) != evaluation((*given.items(), (key, value)))
 
 
+# Other runs: see tests/training/test_guided.py.
+GUIDE_KEYS = {"guidance.weak": "runs/weak", "guidance.classifier": "runs/classifier", "guidance.form": "mean"}
+
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
-OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS
+OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS
 OTHER |= {key: value for key, (value, _) in INPAINT_KEYS.items()} | INPAINT_FILES
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
@@ -596,7 +607,7 @@ def test_every_choice_gets_all_that_it_requires(section, table):
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
     "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
-    "data.seed", "data.flip", "ema.decays", "train.batch_size",
+    "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {
@@ -604,7 +615,7 @@ FREE = {
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
     "train.max_skips", "train.debug_nans",
-    *(key for key in configs.KEYS if key.startswith(("sampler.", "inpaint.", "eval."))),
+    *(key for key in configs.KEYS if key.startswith(("sampler.", "guidance.", "inpaint.", "eval."))),
 }  # fmt: skip
 
 

@@ -21,9 +21,12 @@ from ddpm_jax.training.tasks import build
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 SHAPES = {
-    "cifar10": (32, 32, 3), "cifar10_raw": (32, 32, 3), "digits": (8, 8, 1), "fashion_mnist": (28, 28, 1),
-    "folder": (64, 64, 3), "mnist": (28, 28, 1), "toy2d": (2,),
+    "cifar10": (32, 32, 3), "cifar10_raw": (32, 32, 3), "digits": (8, 8, 1), "digits_classifier": (8, 8, 1),
+    "fashion_mnist": (28, 28, 1), "folder": (64, 64, 3), "mnist": (28, 28, 1), "mnist_classifier": (28, 28, 1), "toy2d": (2,),
 }  # fmt: skip
+SAMPLED = [name for name in CONFIGS if not name.endswith("_classifier")]
+QUICK = ("cifar10", "digits", "toy2d")  # and the others without variants
+CLASSES = 5
 SAMPLER = {key: entry.default for key, entry in configs.KEYS.items() if key.startswith("sampler.")} | {"sampler.steps": 5}
 
 
@@ -39,13 +42,14 @@ def test_every_config_is_here():
 def check_training(shape, training_keys):
     """Abstractly: a training step leaves a state of the same shapes. Returns the averaged parameters."""
     config = configs.unflatten(dict(training_keys) | SAMPLER)
-    task, devices = build(config, shape), jax.devices()[:1]
+    task, devices = build(config, shape, CLASSES), jax.devices()[:1]
     optimizer = construct(OPTIMIZERS, config.optim)
     state = jax.eval_shape(lambda: init_state(task, optimizer, config.seed, len(config.ema.decays)))
     one_device = make_step(task, optimizer, seed=config.seed, ema_decays=config.ema.decays)
     step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))
     batch = config.train.batch_size
     data = {"image": jax.ShapeDtypeStruct((batch, *shape), np.uint8 if len(shape) == 3 else np.float32)}
+    data["label"] = jax.ShapeDtypeStruct((batch,), np.int32)
     new, metrics = jax.eval_shape(step, state, data, jax.ShapeDtypeStruct((1, 1, batch), np.int32))
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     assert metrics["loss"].shape == (1,)
@@ -56,7 +60,11 @@ def check_training(shape, training_keys):
 def check_sampling(shape, keys):
     """Abstractly: what is trained can be sampled."""
     ema = check_training(shape, tuple((key, value) for key, value in keys if not key.startswith("sampler.")))
-    task = build(configs.unflatten(dict(keys)), shape)
+    task = build(configs.unflatten(dict(keys)), shape, CLASSES)
+    if task.sample is None:
+        x, labels = jax.ShapeDtypeStruct((3, *shape), np.float32), jax.ShapeDtypeStruct((3,), np.int32)
+        assert jax.eval_shape(task.log_prob, ema, x, 0.5, labels).shape == (3,)
+        return
     sampled = jax.eval_shape(task.sample, ema, task.knobs, np.uint32(0), jax.ShapeDtypeStruct((3,), np.int32))
     assert sampled.x.shape == (3, *shape)
 
@@ -64,8 +72,9 @@ def check_sampling(shape, keys):
 @pytest.mark.parametrize(
     "name, variant",
     [
-        pytest.param(name, variant, marks=[] if not variant or name in ("cifar10", "digits", "toy2d") else pytest.mark.full)
+        pytest.param(name, variant, marks=[] if not variant or name in QUICK else pytest.mark.full)
         for name, variant in product(CONFIGS, ["", *variants.VARIANTS])
+        if not (name.endswith("_classifier") and variant == "cond")
     ],
 )
 def test_abstractly(name, variant):
@@ -80,7 +89,7 @@ def test_abstractly(name, variant):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "name, variant, network", [*product(CONFIGS, ["", *(v for v in variants.VARIANTS if v != "smoke")], ["unet"])]
+    "name, variant, network", [*product(SAMPLED, ["", *(v for v in variants.VARIANTS if v != "smoke")], ["unet"])]
     + [("digits", "", "simple_unet"), ("digits", "ddim", "simple_unet")],
 )  # fmt: skip
 def test_really(name, variant, network, metrics, monkeypatch, tmp_path):
@@ -93,7 +102,7 @@ def test_really(name, variant, network, metrics, monkeypatch, tmp_path):
     shape = SHAPES[name]
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (64, *shape), np.uint8) if len(shape) == 3 else random.normal(size=(64, 2)).astype("f")
-    source = Source({"image": image, "label": np.zeros(64, np.int32)}, 1)
+    source = Source({"image": image, "label": np.arange(64, dtype=np.int32) % CLASSES}, CLASSES)
     config = get(name, ",".join(filter(None, [variant, "smoke"])))
     monkeypatch.setitem(SOURCES, config.data.name, lambda: source)
     if network == "simple_unet":
@@ -109,6 +118,7 @@ def test_really(name, variant, network, metrics, monkeypatch, tmp_path):
     (file,) = (parts / "samples").glob("step_00000008_*.npz")
     with np.load(file) as stored:
         written = stored["samples"]
+        assert ("labels" in stored) == (variant == "cond")
     assert written.shape == (4, *shape)
     again = load(parts).sample(4)
     scale = 127.5 if len(shape) == 3 else 1.0

@@ -1,8 +1,8 @@
 """Likelihoods of a trained denoiser: exact ones along the probability-flow ODE, and the variational bound of the chain.
 
-Along the flow from x at t_min to x_T at t_max, dx/dt = u(x, t), the instantaneous change of variables gives
+Along the flow from x at t_min to x_T at t_max, dx/dt = h(x, t), the instantaneous change of variables gives
 
-    log p(x) = log prior(x_T) + int div u dt                                                                 (1)
+    log p(x) = log prior(x_T) + int div h dt                                                                 (1)
 
 (Chen et al. 2018, eq. 8; Song et al. 2021, score SDE, eq. 39). It is integrated in the coordinates of `probability_flow`; their
 change of scale, r^D, is in closed form. The divergence is an average over probes v with E[v v^T] = I of v^T J v (Hutchinson;
@@ -209,8 +209,8 @@ def log_likelihood(
     prior = partial(prior_log_density, process) if prior is None else prior
     dimensions = x[0].size
     log_density = prior(latent) + dimensions * (jnp.log(last) - jnp.log(first)) + gains.mean(1)
-    count = gains.shape[1]
-    error = jnp.zeros(len(x)) if probe == "exact" else gains.std(1) / jnp.sqrt(jnp.where(count > 1, count - 1, jnp.nan))
+    several = gains.std(1) / math.sqrt(probes - 1) if probes > 1 else jnp.full(len(x), jnp.nan)
+    error = jnp.zeros(len(x)) if probe == "exact" else several
     per_call = denoise(x, t_min).evaluations  # of which a compiler keeps nothing else
     log_density, error = (jnp.where(reached, value, jnp.nan) for value in (log_density, error))
     return Likelihood(log_density, error, calls * per_call, jnp.where(expand(reached, x), latent, jnp.nan))
@@ -229,8 +229,11 @@ def _check_start(process, t_min):
 
 
 class Bound(NamedTuple):
-    """-log p(x_0) <= prior + terms.sum(0) + decoder, in nats. prior (L_T), decoder (L_0): [B]. terms: [K, B], those of the
-    transitions from times [K, B], each times the number of transitions that it stands for. evaluations: of the denoiser."""
+    """-log p(x_0) is at most prior + terms.sum(0) + decoder, in nats and in expectation over the noise.
+
+    prior (L_T), decoder (L_0): [B]. terms [K, B]: of the transitions from times [K, B], each as often as it stands for others.
+    evaluations []: of the denoiser.
+    """
 
     prior: jax.Array
     terms: jax.Array
@@ -311,5 +314,9 @@ def _check_decreasing(process, times):
     if concrete(process, times):
         with jax.ensure_compile_time_eval():
             grid = np.asarray(times)
-            if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) < 0) or grid[0] != process.t_max or grid[-1] <= 0:
-                raise ValueError(f"times must decrease from t_max = {process.t_max:.9g}, two or more, to above 0, found {grid}")
+            if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) < 0) or grid[0] != process.t_max:
+                raise ValueError(f"times must decrease from t_max = {process.t_max:.9g}, two or more, found {grid}")
+            if not grid[-1] >= 0 or process.sigma(times[-1]) == 0:
+                raise ValueError(
+                    f"times must end where sigma > 0, found {grid[-1]:g}: to_data=True makes the step from there to 0"
+                )

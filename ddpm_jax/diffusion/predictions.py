@@ -21,13 +21,15 @@ from ddpm_jax.diffusion.process import Process, concrete, derivative, expand
 class Prediction(NamedTuple):
     """Estimates of x0 and eps at one (x, t), the network evaluations that they cost, and its raw second output or None.
 
-    `raw`, shaped like x, is what a network with learned variance says of the variance; see `posterior`.
+    `raw`, shaped like x, is what a network with learned variance says of the variance; see `posterior`. `shift`, shaped like x,
+    is the part of the score in x0 and eps that the ancestral step adds to its mean instead; see `guidance.mean_shift`.
     """
 
     x0: jax.Array
     eps: jax.Array
     evaluations: int | jax.Array = 1
     raw: jax.Array | None = None
+    shift: jax.Array | None = None
 
 
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]
@@ -67,6 +69,17 @@ def eps_to_x0(process: Process, x: jax.Array, t: jax.Array, eps: jax.Array) -> j
     """x0 = (x - sigma eps) / alpha. Needs alpha > 0."""
     alpha, sigma = _coefficients(process, t, x)
     return (x - sigma * eps) / alpha
+
+
+def add_score(process: Process, t: jax.Array, prediction: Prediction, gradient: jax.Array) -> Prediction:
+    """The prediction whose score is larger by the gradient: eps - sigma gradient, x0 + sigma^2 / alpha gradient.
+
+    Where alpha = 0 the score says nothing of x0, and the prediction stays as it is. gradient: shaped like x0.
+    """
+    alpha, sigma = _coefficients(process, t, gradient)
+    gradient = jnp.where(alpha == 0, 0.0, gradient)
+    x0 = prediction.x0 + sigma**2 / jnp.where(alpha == 0, 1.0, alpha) * gradient
+    return prediction._replace(x0=x0, eps=prediction.eps - sigma * gradient)
 
 
 def _as_it_is(process, x, t):  # noqa: ARG001 - the signature of every input

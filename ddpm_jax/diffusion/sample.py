@@ -27,6 +27,11 @@ def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
 
 
+def noise_keys(keys: jax.Array, i: int | jax.Array, j: int | jax.Array) -> jax.Array:
+    """Keys [B] of the j-th normal of transition i - 1 of each sample; i = j = 0 is the normal that it starts from."""
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, i), j))(keys)
+
+
 def sample(
     sampler: Sampler,
     denoise: Denoiser,
@@ -59,14 +64,11 @@ def sample(
     if x is not None and x.shape != (len(keys), *shape):
         raise ValueError(f"x must be of shape {[len(keys), *shape]}, one state per key, found {list(x.shape)}")
 
-    def addressed(i, j):
-        return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, i), j))(keys)
-
     def normal(i, j):
-        return jax.vmap(lambda key: jax.random.normal(key, shape))(addressed(i, j))
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys(keys, i, j))
 
     if x is None:
-        x = jax.vmap(lambda key: prior_sample(process, key, shape))(addressed(0, 0))
+        x = jax.vmap(lambda key: prior_sample(process, key, shape))(noise_keys(keys, 0, 0))
     x, mean, evaluations, film = _run(sampler, denoise, process, times, x, normal, frames, progress)
     if last == "mean":
         x = mean

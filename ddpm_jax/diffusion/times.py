@@ -18,6 +18,10 @@ class Examples(NamedTuple):
     places: jax.Array
     total: int
 
+    def of(self, purpose: int) -> jax.Array:
+        """Keys [B] for one of several purposes."""
+        return jax.vmap(jax.random.fold_in, (0, None))(self.keys, purpose)
+
 
 class Times(NamedTuple):
     """draw(process, examples, history) -> (t [B], weights [B]): what is drawn depends on an example's key and place alone.
@@ -114,8 +118,8 @@ def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Times:
 def importance(*, kept: int = 10, uniform_share: float = 0.001) -> Times:
     """t = n/T with p_n proportional to sqrt(E[L_n^2]), weight 1 / (T p_n) (Nichol & Dhariwal 2021, section 3.3 and code).
 
-    E[L_n^2] is over the last `kept` losses at n. p is uniform until every n has had as many, and mixed with `uniform_share` of
-    the uniform distribution after that. Tables only, else ValueError.
+    E[L_n^2] is over the last `kept` losses at n. p is uniform until every n has had as many, some 780 steps of batch 128 for
+    T = 4000, and mixed with `uniform_share` of the uniform distribution after that. Tables only, else ValueError.
     """
 
     def init(process):

@@ -4,15 +4,22 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.predictions import Denoiser, x0_to_eps
+from ddpm_jax.diffusion.predictions import Denoiser, Prediction, x0_to_eps
 from ddpm_jax.diffusion.process import Process
+
+
+def without_shift(prediction: Prediction) -> Prediction:
+    """The prediction; ValueError where it has a `shift`, which could not be taken out of an x0 that is set anew."""
+    if prediction.shift is not None:
+        raise ValueError("a mean shift comes last: clip, threshold and guide first, and wrap the result in mean_shift")
+    return prediction
 
 
 def clipped(denoise: Denoiser, process: Process, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """Clips x0 and derives eps from it again, so that both describe one x (as guided-diffusion's samplers do)."""
 
     def clip(x, t):
-        prediction = denoise(x, t)
+        prediction = without_shift(denoise(x, t))
         x0 = jnp.clip(prediction.x0, low, high)
         return prediction._replace(x0=x0, eps=x0_to_eps(process, x, t, x0))
 
@@ -23,7 +30,7 @@ def clipped_x0(denoise: Denoiser, process: Process, low: float = -1.0, high: flo
     """Clips x0 and keeps the network's eps (as diffusers' DDIM does by default)."""
 
     def clip(x, t):
-        prediction = denoise(x, t)
+        prediction = without_shift(denoise(x, t))
         return prediction._replace(x0=jnp.clip(prediction.x0, low, high))
 
     return clip

@@ -53,8 +53,8 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
         for first in range(0, len(left), batch):
             now = left[first : first + batch]
             padded = np.array(now + now[-1:] * (batch - len(now)), np.int32)
-            rows = parallel.split(source.gather(padded)["image"], devices)
-            found = jax.device_get(_explained(compute, params, rows, parallel.split(padded, devices)))
+            batched = {name: parallel.split(array, devices) for name, array in source.gather(padded).items()}
+            found = jax.device_get(_explained(compute, params, batched, parallel.split(padded, devices)))
             found = {name: np.concatenate(values) for name, values in found.items()}
             lines = [{"example": i} | {name: found[name][k].tolist() for name in found} for k, i in enumerate(now)]
             for line in lines:
@@ -86,6 +86,7 @@ def conditions_of(run: Run) -> dict[str, Any]:
     data = arguments(SOURCES[run.config.data.name], run.config.data)
     here = ("split", "data_dir", "raw_dir", "path", "memory_limit_mb")
     data = {"name": run.config.data.name, "split": c.split} | {key: data[key] for key in data if key not in here}
+    data |= {"given": "label"} if run.config.cond.labels else {}
     return {
         "checkpoint_step": int(run.state.step),
         "ema_decay": run.config.ema.decays[run.config.sampler.ema],
@@ -117,24 +118,27 @@ def variance_of(config: ConfigDict) -> str:
 
 
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
-    """A function compute(params, rows [B, ...], places [B]) -> {name: [B, ...]}, the results of these examples in nats."""
+    """A function compute(params, batch, places [B]) -> {name: [B, ...]}, the results of these examples in nats.
+
+    Those of a conditional run are of the image given its label.
+    """
     c, process, pixels = config.eval, task.process, len(shape) == 3
+    variance = VARIANCES[variance_of(config)]
     solver = construct(likelihood.SOLVERS, c, choice="solver")
     times = likelihood.chain_times(process, steps=c.bound_steps)
     to_data = process.num_steps > 0 and float(process.sigma(0.0)) == 0
     width = -(-(c.bound_terms or len(times) - 1) // PARTS)
 
-    def compute(params, rows, places):
-        def denoise(x, t):
-            return task.denoise(params, x, t)
-
+    def compute(params, batch, places):
+        rows = batch["image"]
+        denoise = task.denoiser(params, batch["label"] if config.cond.labels else None)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(c.seed), places)
         dequantise, probe, noise = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (DEQUANTISE, PROBE, NOISE))
         x = likelihood.dequantise(rows, dequantise) if pixels else rows
         ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
         bound = likelihood.variational_bound(
             clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
-            variance=VARIANCES[variance_of(config)], terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
+            variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
         )  # fmt: skip
         padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
         return {
@@ -197,9 +201,10 @@ def report(summary: dict[str, Any]) -> list[str]:
     data = conditions["data"]
     settings = ", ".join(f"{key} {how[key]}" for key in ("steps", "grid", "rtol", "atol") if key in how)
     probes = "exact trace" if how["probe"] == "exact" else f"{how['probes']} {how['probe']} probe{'s' * (how['probes'] > 1)}"
+    given = ", given their labels" if "given" in data else ""
     pixels = f"dequantised with seed {conditions['seed']}, " if how["dequantised"] else ""
     return [
-        f"{summary['examples']} examples of {data['name']}, split {data['split']}; checkpoint of step "
+        f"{summary['examples']} examples of {data['name']}, split {data['split']}{given}; checkpoint of step "
         f"{conditions['checkpoint_step']}, EMA {conditions['ema_decay']}",
         f"  probability-flow ODE: {number(ode)} ({pixels}{how['solver']}, {settings}, {probes}, "
         f"t_min {how['t_min']:g}, {ode['evaluations']:.0f} evaluations)",

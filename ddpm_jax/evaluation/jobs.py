@@ -9,7 +9,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import bits_per_dimension
-from ddpm_jax.training import run
+from ddpm_jax.training import run, run_directory
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
@@ -18,11 +18,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         raise UserError("--mode=eval of what? Switch an evaluation on: --config.eval.bpd=true, bits per dimension.")
     restored = run.restore(workdir, config)
     source = construct(SOURCES, dict(config.data) | {"split": config.eval.split})
-    if source.image_shape != restored.image_shape:
-        raise UserError(
-            f"The run in {workdir} has images of {list(restored.image_shape)} and the data are now "
-            f"{list(source.image_shape)}. Bring the same data back."
-        )
+    run_directory.check_data(workdir, source)
     bits_per_dimension.evaluate(restored, source)
 
 

@@ -1,7 +1,7 @@
-"""Flax networks. A network: network.apply(params, x [B, ..., C], time [B], keys [B] or None) -> [B, ..., outputs C].
+"""Flax networks. A network: network.apply(params, x [B, ..., C], time [B], keys, labels) -> [B, ..., outputs C].
 
-`outputs`, a field of every network, is 2 where a variance is learned. `keys` address the randomness of dropout per example;
-None means evaluation.
+`outputs`, a field of every network, is 2 where a variance is learned. keys [B] address the randomness of dropout per example;
+None means evaluation. labels [B] int32: for a network whose field `num_classes` is not 0, see `layers.add_labels`.
 """
 
 from collections.abc import Callable

@@ -35,6 +35,21 @@ def fourier_embedding(time: jax.Array, dimension: int, scale: float) -> jax.Arra
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def add_labels(embedding: jax.Array, labels: jax.Array | None, num_classes: int) -> jax.Array:
+    """The embedding of time [B, D] plus a learned one of the labels [B] int32 (Dhariwal & Nichol 2021, section 4 and code).
+
+    Labels are 0 .. num_classes - 1 and the null label num_classes, of the unconditional model, which None stands for. Without
+    classes the embedding stays as it is. The embedding of any other label is NaN.
+    """
+    if num_classes == 0:
+        if labels is not None:
+            raise ValueError("this network has no classes, so it takes no labels")
+        return embedding
+    labels = jnp.full(len(embedding), num_classes) if labels is None else labels
+    table = nn.Embed(num_classes + 1, embedding.shape[-1], embedding_init=nn.initializers.normal(1.0), dtype=embedding.dtype)
+    return embedding + table(labels)
+
+
 def residual_sum(x: jax.Array, branch: jax.Array, rescale: bool) -> jax.Array:
     """x + branch; rescale: over sqrt 2, which leaves the variance of two independent summands as it was (Song et al. 2021)."""
     return (x + branch) * math.sqrt(0.5) if rescale else x + branch

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.layers import dropout, group_norm, sinusoidal_embedding, zeros
+from ddpm_jax.models.layers import add_labels, dropout, group_norm, sinusoidal_embedding, zeros
 
 
 class SimpleBlock(nn.Module):
@@ -26,7 +26,7 @@ class SimpleBlock(nn.Module):
 
 
 class SimpleUNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, outputs C], float32. Any height and width.
+    """x [B, H, W, C], time [B], keys [B] or None, labels [B] or None -> [B, H, W, outputs C], float32. Any height and width.
 
     A stem of channels * multipliers[0], then one block down and one up for each further multiplier (64 and (1, 2, 4, 4) give
     the usual 64-128-256-256 with three of each). Strided convolutions lead down and transposed ones up; where a side is odd,
@@ -42,9 +42,10 @@ class SimpleUNet(nn.Module):
     dropout: float
     dtype: str
     outputs: int = 1
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, time, keys=None):
+    def __call__(self, x, time, keys=None, labels=None):
         if len(self.multipliers) < 2:
             raise UserError(f"simple_unet needs a stem and a block: two network.multipliers or more, found {self.multipliers}.")
         dtype = jnp.dtype(self.dtype)
@@ -53,7 +54,8 @@ class SimpleUNet(nn.Module):
         stem, *widths = (self.channels * multiplier for multiplier in self.multipliers)
 
         embedding = nn.Dense(4 * self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
-        embedding = nn.silu(nn.Dense(4 * self.channels, dtype=dtype)(nn.silu(embedding)))
+        embedding = nn.Dense(4 * self.channels, dtype=dtype)(nn.silu(embedding))
+        embedding = nn.silu(add_labels(embedding, labels, self.num_classes))
 
         h = nn.Conv(stem, (3, 3), dtype=dtype)(x.astype(dtype))
         skips = []

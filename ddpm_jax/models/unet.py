@@ -6,13 +6,16 @@ Karras et al. 2022 (EDM), table 7 and code.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.layers import (
     SelfAttention,
+    add_labels,
     dropout,
     fan_average,
     fourier_embedding,
@@ -62,12 +65,13 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None -> [B, H, W, outputs C], float32.
+    """x [B, H, W, C], time [B], keys [B] or None, labels [B] or None -> [B, H, W, outputs C], float32.
 
     channels: of the first level; level i has channels * multipliers[i]. blocks: residual blocks per level (one more on
     the way up). attention: the feature-map heights with self-attention. Between levels a strided convolution halves the
     image and nearest-neighbour upsampling doubles it, so height and width must be divisible by 2^(levels - 1).
-    dtype: of the computation; parameters, normalisation statistics and the output are float32.
+    dtype: of the computation; parameters, normalisation statistics and the output are float32. num_classes: where it is not 0,
+    labels act wherever time does, see `layers.add_labels`.
 
     Of ADM: scale_shift_norm, see ResidualBlock; residual_resample, residual blocks that halve or double between levels;
     head_channels, the channels of one attention head (0: `heads` heads everywhere).
@@ -101,73 +105,11 @@ class UNet(nn.Module):
     progressive_input: bool = False
     single_up_attention: bool = False
     outputs: int = 1
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, time, keys=None):
-        check_image_size(x.shape[1:3], len(self.multipliers))
-        heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
-        if not set(self.attention) <= set(heights):
-            raise UserError(
-                f"network.attention is {self.attention}, but the feature maps of this network are "
-                f"{', '.join(map(str, heights))} pixels high: give some of these, or () for none but the middle's."
-            )
-        dtype = jnp.dtype(self.dtype)
-        options = dict(groups=self.groups, dropout=self.dropout, dtype=dtype)
-        options |= dict(scale_shift_norm=self.scale_shift_norm, skip_rescale=self.skip_rescale)
-        halve, double, blur, padding = RESAMPLING[self.resampling]
-        embed = {"sinusoidal": sinusoidal_embedding, "fourier": partial(fourier_embedding, scale=self.fourier_scale)}
-        image_channels = x.shape[-1]
-
-        embedding = embed[self.time_embedding](time, self.channels).astype(dtype)
-        embedding = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=fan_average)(embedding)
-        embedding = nn.Dense(4 * self.channels, dtype=dtype, kernel_init=fan_average)(nn.silu(embedding))
-
-        layers = iter(range(1_000_000))  # numbers the residual blocks, which address their dropout by it
-
-        def block(h, channels, **resample):
-            return ResidualBlock(channels, **options, **resample)(h, embedding, keys, next(layers))
-
-        def attend(h):
-            heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
-            if heads == 0 or h.shape[-1] % heads or (self.head_channels and h.shape[-1] % self.head_channels):
-                raise UserError(
-                    f"Attention on {h.shape[-1]} channels cannot be divided into network.heads={self.heads} heads or, "
-                    f"where it is not 0, heads of network.head_channels={self.head_channels} channels."
-                )
-            return SelfAttention(heads, self.groups, dtype, self.skip_rescale)(h)
-
-        def strided(h, channels):
-            return nn.Conv(channels, (3, 3), strides=2, padding=padding, dtype=dtype, kernel_init=fan_average)(blur(h))
-
-        def down(h):
-            if self.residual_resample:
-                return block(h, h.shape[-1], resample=halve, projection=self.resample_projection)
-            return strided(h, h.shape[-1])
-
-        def up(h):
-            if self.residual_resample:
-                return block(h, h.shape[-1], resample=double, projection=self.resample_projection)
-            return nn.Conv(h.shape[-1], (3, 3), dtype=dtype, kernel_init=fan_average)(double(h))
-
-        image = x.astype(dtype)
-        h = nn.Conv(self.channels, (3, 3), dtype=dtype, kernel_init=fan_average)(image)
-        skips = [h]
-        for level, multiplier in enumerate(self.multipliers):
-            if level > 0:
-                h = down(h)
-                if self.progressive_input:
-                    h = image = residual_sum(strided(image, h.shape[-1]), h, self.skip_rescale)
-                skips.append(h)
-            for _ in range(self.blocks):
-                h = block(h, self.channels * multiplier)
-                if h.shape[1] in self.attention:
-                    h = attend(h)
-                skips.append(h)
-
-        h = block(h, h.shape[-1])
-        h = attend(h)
-        h = block(h, h.shape[-1])
-
+    def __call__(self, x, time, keys=None, labels=None):
+        h, skips, block, attend, up = encode(self, x, time, keys, labels)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.channels * multiplier)
@@ -176,8 +118,94 @@ class UNet(nn.Module):
             if level > 0:
                 h = up(h)
 
-        h = nn.silu(group_norm(h.shape[-1], self.groups, dtype)(h))
-        return nn.Conv(self.outputs * image_channels, (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
+        h = nn.silu(group_norm(h.shape[-1], self.groups, jnp.dtype(self.dtype))(h))
+        return nn.Conv(self.outputs * x.shape[-1], (3, 3), kernel_init=zeros)(h.astype(jnp.float32))
+
+
+class Encoded(NamedTuple):
+    """The features in the middle, those that are skipped to the way up, and what makes layers that know time and labels.
+
+    block(h, channels), attend(h) and up(h), which doubles.
+    """
+
+    h: jax.Array
+    skips: list[jax.Array]
+    block: Callable
+    attend: Callable
+    up: Callable
+
+
+def encode(unet: UNet, x: jax.Array, time: jax.Array, keys: jax.Array | None, labels: jax.Array | None) -> Encoded:
+    """The U-Net's way down and its middle, as layers of the module in whose `__call__` this is called."""
+    check_image_size(x.shape[1:3], len(unet.multipliers))
+    heights = [x.shape[1] >> level for level in range(len(unet.multipliers))]
+    if not set(unet.attention) <= set(heights):
+        raise UserError(
+            f"network.attention is {unet.attention}, but the feature maps of this network are "
+            f"{', '.join(map(str, heights))} pixels high: give some of these, or () for none but the middle's."
+        )
+    dtype = jnp.dtype(unet.dtype)
+    options = dict(groups=unet.groups, dropout=unet.dropout, dtype=dtype)
+    options |= dict(scale_shift_norm=unet.scale_shift_norm, skip_rescale=unet.skip_rescale)
+    halve, double, blur, padding = RESAMPLING[unet.resampling]
+    embed = {"sinusoidal": sinusoidal_embedding, "fourier": partial(fourier_embedding, scale=unet.fourier_scale)}
+
+    embedding = embed[unet.time_embedding](time, unet.channels).astype(dtype)
+    embedding = nn.Dense(4 * unet.channels, dtype=dtype, kernel_init=fan_average)(embedding)
+    embedding = nn.Dense(4 * unet.channels, dtype=dtype, kernel_init=fan_average)(nn.silu(embedding))
+    embedding = add_labels(embedding, labels, unet.num_classes)
+
+    layers = iter(range(1_000_000))  # numbers the residual blocks, which address their dropout by it
+
+    def block(h, channels, **resample):
+        return ResidualBlock(channels, **options, **resample)(h, embedding, keys, next(layers))
+
+    def attend(h):
+        heads = heads_of(unet, h.shape[-1])
+        return SelfAttention(heads, unet.groups, dtype, unet.skip_rescale)(h)
+
+    def strided(h, channels):
+        return nn.Conv(channels, (3, 3), strides=2, padding=padding, dtype=dtype, kernel_init=fan_average)(blur(h))
+
+    def down(h):
+        if unet.residual_resample:
+            return block(h, h.shape[-1], resample=halve, projection=unet.resample_projection)
+        return strided(h, h.shape[-1])
+
+    def up(h):
+        if unet.residual_resample:
+            return block(h, h.shape[-1], resample=double, projection=unet.resample_projection)
+        return nn.Conv(h.shape[-1], (3, 3), dtype=dtype, kernel_init=fan_average)(double(h))
+
+    image = x.astype(dtype)
+    h = nn.Conv(unet.channels, (3, 3), dtype=dtype, kernel_init=fan_average)(image)
+    skips = [h]
+    for level, multiplier in enumerate(unet.multipliers):
+        if level > 0:
+            h = down(h)
+            if unet.progressive_input:
+                h = image = residual_sum(strided(image, h.shape[-1]), h, unet.skip_rescale)
+            skips.append(h)
+        for _ in range(unet.blocks):
+            h = block(h, unet.channels * multiplier)
+            if h.shape[1] in unet.attention:
+                h = attend(h)
+            skips.append(h)
+
+    h = block(h, h.shape[-1])
+    h = attend(h)
+    return Encoded(block(h, h.shape[-1]), skips, block, attend, up)
+
+
+def heads_of(unet: UNet, channels: int) -> int:
+    """The attention heads on so many channels. Raises UserError where they do not divide."""
+    heads = channels // unet.head_channels if unet.head_channels else unet.heads
+    if heads == 0 or channels % heads or (unet.head_channels and channels % unet.head_channels):
+        raise UserError(
+            f"Attention on {channels} channels cannot be divided into network.heads={unet.heads} heads or, "
+            f"where it is not 0, heads of network.head_channels={unet.head_channels} channels."
+        )
+    return heads
 
 
 def check_image_size(size: tuple[int, int], levels: int) -> None:

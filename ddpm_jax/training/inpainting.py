@@ -88,7 +88,7 @@ def _stored(path, image_shape):
 
 
 def transformed(
-    section: ConfigDict,
+    config: ConfigDict,
     given: Given,
     indices: jax.Array,
     sampler: Sampler,
@@ -96,9 +96,14 @@ def transformed(
     process: Process,
     end: jax.Array,
 ) -> tuple[Sampler, Denoiser]:
-    """The sampler and the denoiser of samples `indices`, inpainting as the section says; end: the last time of the grid."""
+    """The sampler and the denoiser of samples `indices`, inpainting as config.inpaint says; end: the last time of the grid.
+
+    Raises ValueError with a classifier: its shift of x0 would change the known pixels.
+    """
+    if config.guidance.classifier:
+        raise ValueError("a classifier (guidance.classifier) would change the known pixels: inpaint without it")
     image = given.images[indices % len(given.images)]
-    sampler, denoise = construct(INPAINTING, section, sampler, denoise, process, image, given.known, choice="method")
+    sampler, denoise = construct(INPAINTING, config.inpaint, sampler, denoise, process, image, given.known, choice="method")
     return sampler, known_x0(denoise, process, image, given.known, end)
 
 

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from ddpm_jax import plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
-from ddpm_jax.errors import UserError
 from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
@@ -19,26 +18,22 @@ from ddpm_jax.training.tasks import Task, build
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains, or continues, or finds the run complete; then samples and draws the loss, unless it was done before."""
+    """Trains, or continues, or finds the run complete; then samples, where it can, and draws the loss, unless that was done."""
     devices = jax.local_devices()
     parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
     source = construct(SOURCES, config.data)
-    task = build(config, source.image_shape)
+    task = build(config, source.image_shape, source.num_classes, run.load_guides(config))
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
     with run_directory.held(workdir):
         if run_directory.exists(workdir):
             run_directory.check_agreement(workdir, config)
-            if (shape := run_directory.read(workdir)[1]) != source.image_shape:
-                raise UserError(
-                    f"The run in {workdir} has images of {list(shape)} and the data are now {list(source.image_shape)}. Bring "
-                    "the same data back, or give another --workdir."
-                )
-        run_directory.write(workdir, config, source.image_shape)
+            run_directory.check_data(workdir, source)
+        run_directory.write(workdir, config, source.image_shape, source.num_classes)
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
-        if sampling.read_facts(workdir / "samples", name).get("sampler") != sampling.as_stored(config.sampler):
+        if task.sample and not sampling.how(config).items() <= sampling.read_facts(workdir / "samples", name).items():
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
         if lines:
@@ -82,8 +77,8 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
         drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress, knobs)
     seconds = time.monotonic() - start
     facts = {
-        "sampler": sampling.as_stored(config.sampler),
-        **({"inpaint": sampling.as_stored(config.inpaint)} if given else {}),
+        **sampling.how(config),
+        **({"inpaint": config.inpaint.to_dict()} if given else {}),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
         "ema_decay": config.ema.decays[config.sampler.ema],
@@ -93,7 +88,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     }
     name = sampling.sample_name(config, int(state.step))
     picture = inpainting.picture(given, drawn.x) if given else None
-    paths = sampling.write_samples(workdir / "samples", name, drawn, facts, picture)
+    paths = sampling.write_samples(workdir / "samples", name, drawn, facts, task.labels, picture)
     print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
     for path in paths:
         print(f"  {path}")

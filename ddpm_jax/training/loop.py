@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     donate = () if c.debug_nans else (0,)  # what is run again to find the operation
     run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=donate)
     state = parallel.replicate(state, devices)
-    draw = sampling.make_preview(task, config.sampler, devices)
+    draw = sampling.make_preview(task, config.sampler, devices) if task.sample else None
 
     def diverged(problem):
         checkpoints.finish(manager)
@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
 
     def draw_grid():
         """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
-        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x))
+        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x, kinds=len(task.labels)))
         if grid is not None:
             log.grid(step, grid)
             try:
@@ -126,7 +126,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     first_step, logged, early = step, step, step + per_call + EARLY
     watch = Stopwatch()
     with signals.deferred(), Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
-        if step and c.sample_every and step % c.sample_every == 0 and not grid_path().exists():
+        if draw and step and c.sample_every and step % c.sample_every == 0 and not grid_path().exists():
             draw_grid()
         stop = False
         while step < c.steps and not stop:
@@ -170,7 +170,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 logged = step
                 watch.restart()
             checkpoint_due = step % c.checkpoint_every == 0 or step >= c.steps
-            grid_due = c.sample_every and step % c.sample_every == 0 and step < c.steps
+            grid_due = draw and c.sample_every and step % c.sample_every == 0 and step < c.steps
             if checkpoint_due or grid_due:
                 flush()  # outside of the pause: what is still being computed is none
             with watch.paused():

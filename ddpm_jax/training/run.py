@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
-from ddpm_jax.diffusion.predictions import Prediction
+from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import checkpoints, inpainting, parallel, run_directory, sampling
@@ -20,7 +22,7 @@ from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
 
 # Sampler settings that are arguments of the compiled sampler.
-TRACED = ("ema", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
+TRACED = ("ema", "labels", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Run:
     workdir: Path
     config: ConfigDict
     image_shape: tuple[int, ...]
+    num_classes: int
     task: Task
     state: State
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # samplers, by the config they are made from
+    guides: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # other runs, by their directories
 
     @property
     def params(self) -> Any:
@@ -44,15 +48,28 @@ class Run:
         return self.task.process
 
     def denoise(self, x: jax.Array, t: jax.Array) -> Prediction:
-        """The denoiser of the kernel, unclipped. x: [B, ...] in the model's scale; t: [] or [B]."""
-        return self.task.denoise(self.params, x, t)
+        """The denoiser of the kernel, unclipped; of a conditional run the unconditional model.
+
+        x: [B, ...] in the model's scale; t: [] or [B].
+        """
+        return self.task.denoiser(self.params)(x, t)
+
+    def denoiser(self, labels: Any) -> Denoiser:
+        """That of these labels, [B] as the images or one for all of them. Raises UserError for those that the run has not."""
+        if not self.config.cond.labels:
+            raise UserError(f"The run in {self.workdir} is not conditional: take `denoise`, or a run of the variant cond.")
+        known, end = np.asarray(labels), self.num_classes
+        if known.dtype.kind not in "iu" or known.ndim > 1 or not np.all((known >= 0) & (known < end)):
+            raise UserError(f"labels must be whole numbers from 0 to {end - 1}, one or a vector, found {labels!r}.")
+        return lambda x, t: self.task.denoiser(self.params, jnp.broadcast_to(known, len(x)))(x, t)
 
     def sample(self, count: int, **sampler: Any) -> np.ndarray:
         """The run's first `count` samples: images [count, H, W, C] in [-1, 1], or points [count, 2].
 
         Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
-        ema=1 takes the second of config.ema.decays. The same overrides give the same samples. Raises UserError for an override
-        that is not accepted.
+        ema=1 takes the second of config.ema.decays. Of a conditional run, labels=3 or labels=[0, 1, 2] gives sample i the label
+        labels[i mod their number]. guidance=2.0 overrides guidance.scale, guidance={"scale": 2.0, "rescale": 0.7} more of
+        config.guidance. The same overrides give the same samples. Raises UserError for an override that is not accepted.
         """
         return self.draw(count, **sampler).x
 
@@ -81,20 +98,31 @@ class Run:
         Calls that differ in what is TRACED alone run one compiled program.
         """
         flat = configs.flatten(self.config)
-        for key, value in {"frames": 0, **sampler, "num_samples": count}.items():
-            key = f"inpaint.{key}" if given and f"inpaint.{key}" in configs.KEYS else f"sampler.{key}"
+        guidance = sampler.pop("guidance", {})
+        guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
+        overrides = {"sampler.frames": 0}
+        for key, value in sampler.items():
+            section = "inpaint" if given and f"inpaint.{key}" in configs.KEYS else "sampler"
+            overrides[f"{section}.{key}"] = value
+        overrides |= {"sampler.num_samples": count} | {f"guidance.{key}": value for key, value in guidance.items()}
+        for key, value in overrides.items():
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)
-            value = value.item() if isinstance(value, np.generic) else value
-            flat[key] = float(value) if isinstance(configs.KEYS[key].default, float) and type(value) is int else value
+            value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
+            if isinstance(configs.KEYS[key].default, tuple):  # of an array, a list or one number
+                value = tuple(np.ravel(value).tolist())
+            wants_float = isinstance(configs.KEYS[key].default, float)
+            flat[key] = float(value) if wants_float and type(value) is int else value
             configs.check_value(key, flat[key])
         config = configs.unflatten(flat)
         configs.validate(config)
         devices = jax.local_devices()
-        task = build(config, self.image_shape)
+        task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
         knobs = task.knobs._replace(given=given)
+        acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
+        acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
         settings = {key: value for key, value in config.sampler.items() if key not in TRACED}
-        same_program = json.dumps([settings, config.inpaint.to_dict() if given else {}])
+        same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}])
         if same_program not in self.compiled:
             if given:
                 inpainting.check(config, task, self.state.ema[0], knobs)
@@ -105,14 +133,22 @@ class Run:
 
 def load(workdir: str | Path) -> Run:
     """The run in a directory, at its newest checkpoint. Raises UserError where there is none."""
-    config, _ = run_directory.read(Path(workdir))
+    config = run_directory.read(Path(workdir))[0]
     return restore(Path(workdir), config)
 
 
+def load_guides(config: ConfigDict, known: dict[str, Run] | None = None) -> dict[str, Run]:
+    """The runs that config.GUIDES name, by their keys. known: those loaded before by their directories, and now."""
+    known, flat = {} if known is None else known, configs.flatten(config)
+    for path in filter(None, (flat[key] for key in configs.GUIDES)):
+        known[path] = known.get(path) or load(path)
+    return {key: known[flat[key]] for key in configs.GUIDES if flat[key]}
+
+
 def restore(workdir: Path, config: ConfigDict) -> Run:
-    """As `load`, with another sampler section than the run's, say."""
-    _, image_shape = run_directory.read(workdir)
-    task = build(config, image_shape)
+    """As `load`, with another sampler section than the run's, say, and the runs that guide it."""
+    _, image_shape, num_classes = run_directory.read(workdir)
+    task = build(config, image_shape, num_classes, load_guides(config))
     optimizer = construct(OPTIMIZERS, config.optim)
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
 
@@ -123,4 +159,4 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")
-    return Run(workdir, config, image_shape, task, restored[1])
+    return Run(workdir, config, image_shape, num_classes, task, restored[1])

@@ -1,6 +1,6 @@
 """A run directory is complete: all that sampling or continuing the run needs lies in it.
 
-config.json        format, the whole config, the shape of the images, versions of the packages
+config.json        format, the whole config, shape of the images, number of classes, versions of the packages
 metrics.jsonl      one JSON object per logged step
 lock               held while a process trains here; who it is
 checkpoints/       orbax, one folder per step
@@ -24,34 +24,50 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax import files
+from ddpm_jax.data import Source, Streamed
 from ddpm_jax.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
 
 
-def _several_averages(saved):
+def _several_averages(content):
     """Format 1 knew one average of the parameters."""
-    return {key: value for key, value in saved.items() if key != "ema.decay"} | {"ema.decays": (saved["ema.decay"],)}
+    saved = {**content["config"]}
+    return content | {"config": saved | {"ema.decays": (saved.pop("ema.decay"),)}}
 
 
-MIGRATIONS = {1: _several_averages}  # by format: a flat config of it -> one of the next format
+def _number_of_classes(content):
+    """Format 2 did not tell it."""
+    return content | {"num_classes": 0}
+
+
+MIGRATIONS = {1: _several_averages, 2: _number_of_classes}  # by format: what config.json holds -> the same in the next format
 
 
 def exists(workdir: Path) -> bool:
     return (workdir / "config.json").is_file()
 
 
-def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
-    """The run's config, laid over today's defaults, and its image shape. Raises UserError where there is no readable run."""
+def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
+    """The run's config, laid over today's defaults, its image shape and number of classes (0: not known).
+
+    Raises UserError where there is no readable run.
+    """
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        version, saved, image_shape = content["format"], {**content["config"]}, tuple(content["image_shape"])
+        version = content["format"]
+        while version in [*MIGRATIONS]:  # not a lookup: a stranger's version may be a list
+            content, version = MIGRATIONS[version](content), version + 1
+        saved, image_shape = {**content["config"]}, tuple(content["image_shape"])
+        num_classes = content["num_classes"] if version == FORMAT else 0
+        if any(saved.get(key) for key in configs.GUIDES):  # a path, without which the rest may make no sense
+            saved = {key: value for key, value in saved.items() if not key.startswith("guidance.")}
         if not (0 < len(image_shape) <= 3 and all(type(n) is int and 0 < n < 2**16 for n in image_shape)):
             raise ValueError(f"image_shape is {list(image_shape)}")
-        while version in [*MIGRATIONS]:  # not a lookup: a stranger's version may be a list
-            saved, version = MIGRATIONS[version](saved), version + 1
+        if not (type(num_classes) is int and 0 <= num_classes < 2**31):
+            raise ValueError(f"num_classes is {num_classes}")
     except FileNotFoundError:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
@@ -73,10 +89,10 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
         configs.validate(config)
     except UserError as error:
         raise UserError(f"{path} holds a config that this code does not take: {error}") from error
-    return config, image_shape
+    return config, image_shape, num_classes
 
 
-def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int = 0) -> None:
     """Creates the directory's folders and writes config.json, whole or not at all."""
     try:
         for folder in (workdir, workdir / "checkpoints", workdir / "samples"):
@@ -85,6 +101,7 @@ def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int]) 
             "format": FORMAT,
             "config": configs.flatten(config),
             "image_shape": list(image_shape),
+            "num_classes": num_classes,
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         files.write_text(workdir / "config.json", json.dumps(content, indent=2) + "\n")
@@ -104,6 +121,18 @@ def check_agreement(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave "
             "these as they are there (or give --workdir without --config); for a new run give another --workdir."
         )
+
+
+def check_data(workdir: Path, source: Source | Streamed) -> None:
+    """Raises UserError where the data's images have another shape than the run's, or other classes."""
+    _, image_shape, num_classes = read(workdir)
+    if source.image_shape != image_shape:
+        differ = f"images of {list(image_shape)} and the data are now {list(source.image_shape)}"
+    elif num_classes not in (0, source.num_classes):
+        differ = f"{num_classes} classes and the data now {source.num_classes}"
+    else:
+        return
+    raise UserError(f"The run in {workdir} has {differ}. Bring the same data back, or give another --workdir.")
 
 
 @contextlib.contextmanager

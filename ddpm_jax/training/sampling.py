@@ -1,5 +1,6 @@
 """Drawing samples from parameters and writing them down."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -16,9 +17,10 @@ from ddpm_jax.config import KEYS, applies
 from ddpm_jax.construct import takes
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Report, silent
-from ddpm_jax.training.tasks import Task
+from ddpm_jax.training.tasks import NO_SAMPLES, Task
 
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds; `times` may be long.
 ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames", "times")
@@ -29,10 +31,12 @@ def make_draw(task: Task, sampler: ConfigDict, devices: Sequence, *, tell: bool 
     """A function draw(params, report, knobs, seed) -> Sampled of NumPy arrays, compiled once: `num_samples` samples and, where
     sampler.frames is 2 or more, the frames of the first batch.
 
-    Sample i depends on the seed and i alone. Batches are spread over the devices; the last one is filled up with samples
-    that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones too).
-    knobs and seed: by default the task's and the sampler's.
+    Sample i depends on the seed, i and its label alone. Batches are spread over the devices; the last one is filled up with
+    samples that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones
+    too). knobs and seed: by default the task's and the sampler's. Raises UserError for a task with nothing to sample.
     """
+    if task.sample is None:
+        raise UserError(NO_SAMPLES)
     count, batch = sampler.num_samples, batch_size(sampler, devices)
     current: list = [silent, 0]  # the report in use and the points done before this batch; the compiled function reads them
 
@@ -85,26 +89,34 @@ def work(sampler: ConfigDict, devices: Sequence) -> int:
 
 
 def write_samples(
-    folder: Path, name: str, drawn: Sampled, facts: dict[str, Any], picture: np.ndarray | None = None
+    folder: Path,
+    name: str,
+    drawn: Sampled,
+    facts: dict[str, Any],
+    labels: tuple[int, ...] = (),
+    picture: np.ndarray | None = None,
 ) -> list[Path]:
     """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
-    picture: by default `plots.picture`. Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
+    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, and `labels`, int32 [N],
+    beside the samples. picture: in place of that of the samples. Of the frames, where there are any: NAME_trajectory.gif and
+    NAME_trajectory.png.
     """
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
-    plots.save_png(paths[0], plots.picture(drawn.x) if picture is None else picture)
+    plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)) if picture is None else picture)
+    given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
     with files.whole(paths[1]) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, samples=samples)
+        np.savez_compressed(file, samples=samples, **given)
     if drawn.frames is not None:
         paths += write_film(folder, f"{name}_trajectory", drawn.frames)
     files.write_text(paths[2], json.dumps(facts, indent=2) + "\n")
     return paths
 
 
-def as_stored(section: ConfigDict) -> dict[str, Any]:
-    """A section of the config as JSON gives it back: its tuples as lists."""
-    return json.loads(json.dumps(section.to_dict()))
+def how(config: ConfigDict) -> dict[str, Any]:
+    """The sections of the config that samples depend on, as JSON gives them back: tuples as lists."""
+    return json.loads(json.dumps({name: config[name].to_dict() for name in ("sampler", "guidance")}))
 
 
 def read_facts(folder: Path, name: str) -> dict[str, Any]:
@@ -127,7 +139,7 @@ def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
 def sample_name(config: ConfigDict, step: int) -> str:
     """A file name that says how the samples came about: step_00001000_ddim50_eta0.5_seed0_n64.
 
-    Other keys appear where they are not the defaults and apply; ema, the decay, where there are several.
+    Other keys, guidance's too, appear where they are not the defaults and apply; ema, the decay, where there are several.
     """
     sampler, decays = config.sampler, config.ema.decays
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
@@ -135,10 +147,18 @@ def sample_name(config: ConfigDict, step: int) -> str:
         parts.append(f"eta{sampler.eta:g}")
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
-    parts += [f"{key}_{sampler[key]}".replace(",", "-") for key in given]
+    parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
+    guidance = [key for key in config.guidance if config.guidance[key] != KEYS[f"guidance.{key}"].default]
+    parts += [f"guidance_{key}_{_in_a_name(config.guidance[key])}" for key in guidance]
     if config.inpaint.images:
         parts += ["inpaint", config.inpaint.method, *(Path(config.inpaint[key]).stem for key in ("images", "mask"))]
         others = [key for key in ("resamplings", "zeta", "iterations") if applies(f"inpaint.{key}", config)]
         parts += [f"{key}_{config.inpaint[key]}" for key in others]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])
+
+
+def _in_a_name(value: Any) -> str:
+    """A value of the config as part of a file name: of a path its last part, of what is long 8 digits of its SHA-256."""
+    text = "-".join(map(str, value)) if isinstance(value, tuple) else Path(str(value)).name.replace(",", "-")
+    return text if len(text) <= 40 else hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,6 +1,7 @@
 """Tasks: what is trained. The loop, the checkpoints and the logs know a task by the fields of `Task` alone."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,10 +22,15 @@ from ddpm_jax.diffusion.times import TIMES, Examples, Times
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import inpainting
+from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.training import guided, inpainting
 
 # What a random number of training is for: the last part of its address (seed, step, example, purpose).
-TIME, NOISE, DROPOUT, FLIP = range(4)
+TIME, NOISE, DROPOUT, FLIP, LABEL = range(5)
+NO_SAMPLES = (
+    "A classifier (config.task) has no denoiser and nothing to sample: let it guide another run, "
+    "--config.guidance.classifier=<its directory>."
+)
 LIMIT = 20.0  # log-SNR beyond which the log does not tell losses apart: a process may begin or end at infinity
 
 
@@ -34,6 +40,8 @@ class Knobs(NamedTuple):
     sampler: Sampler
     process: Process
     grid: jax.Array
+    labels: jax.Array
+    guidance: guided.Knobs
     given: inpainting.Given | tuple = ()
 
 
@@ -47,19 +55,24 @@ class Task(NamedTuple):
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
     sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
-    seed, indices[i] and the knobs alone.
+    seed, indices[i], its label and the knobs alone. None where there is nothing to sample.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
-    process, and denoise(params, x, t) -> Prediction, unclipped, are what plugs into the kernel.
+    process, and denoiser(params, labels, process) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a
+    conditional network; None: the null label.
+    labels: those that samples get in turn, sample i labels[i mod len(labels)]; () where nothing asks for labels.
+    log_prob(params, x, t, labels [B], process) -> [B], of a classifier: log p(label | x at t).
     """
 
     init: Callable
     loss: Callable
-    sample: Callable
-    knobs: Knobs
+    sample: Callable | None
+    knobs: Any
     levels: tuple[float, float]
     noised: Callable
     process: Process
-    denoise: Callable
+    denoiser: Callable
+    labels: tuple[int, ...] = ()
+    log_prob: Callable | None = None
     history: Any = ()
     remember: Callable = lambda history, seen: ()  # noqa: ARG005
 
@@ -118,47 +131,109 @@ def _with_t_min(section):
     return dict(section) | {"t_min": section.t_min or None}
 
 
-def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
-    """A network that predicts the noise in images (or what it follows from) at every level of it."""
+def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guides: Mapping[str, Any]) -> Task:
+    """A network that predicts the noise in images (or what it follows from) at every level of it.
+
+    With cond.labels it is shown their labels, in training the null label in place of a share cond.dropout of them: so it is the
+    model of every class and, with the null label, the unconditional one (Ho & Salimans 2022, algorithm 1).
+    """
     process, prediction, objective, times, sampler, grid = kernel(config)
     learned_variance = bool(objective.learns)
-    network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance})
-    clip = CLIPS[config.sampler.clip]
+    classes = num_classes if config.cond.labels else 0
+    guided.check_guides(guides, process, image_shape, classes)
+    labels_of_samples = guided.labels_of_samples(config, num_classes, guides)
+    network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance, "num_classes": classes})
+    noisy = _training_noise(config, process, times, image_shape)
     last = config.sampler.last
-    flip = config.data.flip
-    if flip and len(image_shape) != 3:
-        raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
 
     def init(key):
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
 
     def loss(params, batch, examples, history):
-        def addressed(purpose):
-            return jax.vmap(jax.random.fold_in, (0, None))(examples.keys, purpose)
-
-        x0 = images.to_model(batch["image"])
-        if flip:
-            flipped = jax.vmap(jax.random.bernoulli)(addressed(FLIP))
-            x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
-        t, weights = times.draw(process, examples._replace(keys=addressed(TIME)), history)
-        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(addressed(NOISE))
-        apply = partial(network.apply, params, keys=addressed(DROPOUT))
+        x0, eps, t, weights = noisy(batch, examples, history)
+        given = {}
+        if classes:
+            dropped = jax.vmap(jax.random.bernoulli, (0, None))(examples.of(LABEL), config.cond.dropout)
+            given["labels"] = jnp.where(dropped, classes, batch["label"])
+        apply = partial(network.apply, params, keys=examples.of(DROPOUT), **given)
         losses = objective.of(apply, process, prediction, x0, eps, t)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
 
-    def remember(history, seen):
-        return times.update(history, *seen) if times.update else ()
-
-    def denoise(params, x, t):
-        return network_denoiser(partial(network.apply, params), process, prediction, learned_variance=learned_variance)(x, t)
+    def denoiser(params, labels=None, process=process):
+        apply = partial(network.apply, params, **({} if labels is None else {"labels": labels}))
+        return network_denoiser(apply, process, prediction, learned_variance=learned_variance)
 
     def draw(params, knobs, seed, indices, frames=0, progress=None):
-        sampler, process, grid, given = knobs
-        denoiser = network_denoiser(partial(network.apply, params), process, prediction, learned_variance=learned_variance)
-        if given:
-            sampler, denoiser = inpainting.transformed(config.inpaint, given, indices, sampler, denoiser, process, grid[-1])
-        denoiser, keys = clip(denoiser, process), sample_keys(seed, indices)
-        return sample(sampler, denoiser, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
+        sampler, process, grid = knobs.sampler, knobs.process, knobs.grid
+        labels = knobs.labels[indices % len(knobs.labels)] if labels_of_samples else None
+        bind = lambda labels: denoiser(params, labels if classes else None, process)  # noqa: E731
+        denoise = guided.by_pairs(bind, labels, classes, process, prediction, config.guidance, guides, knobs.guidance)
+        if knobs.given:
+            sampler, denoise = inpainting.transformed(config, knobs.given, indices, sampler, denoise, process, grid[-1])
+        denoise = CLIPS[config.sampler.clip](denoise, process)
+        denoise = guided.by_classifier(denoise, labels, process, config.guidance, guides, knobs.guidance)
+        keys = sample_keys(seed, indices)
+        return sample(sampler, denoise, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
+
+    knobs = Knobs(sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides))
+    shared = _on_its_way(process, times, image_shape)
+    return Task(init, loss, draw, knobs, process=process, denoiser=denoiser, labels=labels_of_samples, **shared)
+
+
+def classifier(config, image_shape: tuple[int, int, int], num_classes: int, guides: Mapping[str, Any]) -> Task:  # noqa: ARG001
+    """A network that tells the labels of images at every level of noise, to guide the samples of a run on the same process.
+
+    Its loss is the cross-entropy, in nats (Dhariwal & Nichol 2021, section 4). It is shown x as the prediction type shows it.
+    """
+    process, prediction, _, times, *_ = kernel(config)
+    if config.network.name != "unet":
+        raise UserError(f"The classifier is half of a U-Net: config.network.name must be unet, found {config.network.name}.")
+    guided.check_labels(config, num_classes)
+    network = Classifier(construct(NETWORKS, config.network), num_classes)
+    noisy = _training_noise(config, process, times, image_shape)
+
+    def init(key):
+        return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
+
+    def log_prob(params, x, t, labels, process=process, keys=None):
+        time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
+        logits = network.apply(params, prediction.input(process, x, t), time, keys)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+    def loss(params, batch, examples, history):
+        x0, eps, t, weights = noisy(batch, examples, history)
+        losses = -log_prob(params, add_noise(process, x0, eps, t), t, batch["label"], keys=examples.of(DROPOUT))
+        return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
+
+    def denoiser(*_):
+        raise UserError(NO_SAMPLES)
+
+    shared = _on_its_way(process, times, image_shape)
+    return Task(init, loss, None, (), process=process, denoiser=denoiser, log_prob=log_prob, **shared)
+
+
+def _training_noise(config, process, times, image_shape):
+    """A function (batch, examples, history) -> (x0, eps, t, weights), of the examples of a step, mirrored where that is set."""
+    flip = config.data.flip
+    if flip and len(image_shape) != 3:
+        raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
+
+    def draw(batch, examples, history):
+        x0 = images.to_model(batch["image"])
+        if flip:
+            flipped = jax.vmap(jax.random.bernoulli)(examples.of(FLIP))
+            x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
+        t, weights = times.draw(process, examples._replace(keys=examples.of(TIME)), history)
+        return x0, jax.vmap(lambda key: jax.random.normal(key, image_shape))(examples.of(NOISE)), t, weights
+
+    return draw
+
+
+def _on_its_way(process, times, image_shape):
+    """Fields of the `Task` that all tasks on noised images share."""
+
+    def remember(history, seen):
+        return times.update(history, *seen) if times.update else ()
 
     def noised(batch, keys, frames):
         x0 = images.to_model(batch["image"])
@@ -168,15 +243,20 @@ def diffusion(config, image_shape: tuple[int, int, int]) -> Task:
 
     ends = jnp.clip(process.log_snr(jnp.stack([process.t_max, process.t_min.training])), -LIMIT, LIMIT)
     levels = float(ends[0]), float(ends[1])
-    knobs = Knobs(sampler, process, grid)
-    return Task(init, loss, draw, knobs, levels, noised, process, denoise, times.init(process), remember)
+    return {"levels": levels, "noised": noised, "history": times.init(process), "remember": remember}
 
 
-TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion}
+TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion, "classifier": classifier}
 
 
-def build(config, image_shape: tuple[int, int, int]) -> Task:
-    """The config's task for images of this shape. Raises UserError where the network does not take them."""
-    task = TASKS[config.task](config, image_shape)
+def build(
+    config, image_shape: tuple[int, int, int], num_classes: int = 0, guides: Mapping[str, Any] = types.MappingProxyType({})
+) -> Task:
+    """The config's task for images of this shape, labelled 0 .. num_classes - 1 (0: not known).
+
+    guides: the runs (`run.Run`) that config.GUIDES name, by their keys. Raises UserError where the network does not take the
+    images, or a guide does not go with it.
+    """
+    task = TASKS[config.task](config, image_shape, num_classes, guides)
     jax.eval_shape(task.init, jax.random.key(0))
     return task

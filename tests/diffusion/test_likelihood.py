@@ -180,6 +180,8 @@ def test_mistakes():
     bound = partial(variational_bound, denoise, process, x, keys, variance=VARIANCES["small"])
     with pytest.raises(ValueError, match="times must decrease from t_max = 1"):
         bound(times[::-1])
+    with pytest.raises(ValueError, match="times must end where sigma > 0, found 0"):
+        bound(times.at[-1].set(0))
     with pytest.raises(ValueError, match="up to the 999 transitions of these times, found 1000"):
         bound(times, terms=1000)
 
@@ -221,6 +223,18 @@ def test_the_bound_of_the_optimal_denoiser_reaches_the_density(x64):  # noqa: AR
     (coarse, error), (fine, _) = (gap(chain_times(process, steps=n + 1)) for n in (50, 100))
     assert 5 * error < fine
     np.testing.assert_allclose(coarse / fine, 2, atol=0.3)
+
+
+@pytest.mark.parametrize("name", ["continuous_cosine", "sub_vp", "rectified_flow", "ve", "linear"])
+def test_the_times_of_a_chain(name):
+    """In float32 they decrease strictly between the ends, exactly; the log-SNRs near the data are evenly spaced."""
+    process = PROCESSES[name]()
+    times = chain_times(process, steps=1000)
+    assert len(times) == 1000 and (jnp.diff(times) < 0).all()
+    assert times[0] == process.t_max and times[-1] == process.t_min.likelihood
+    if not process.num_steps:
+        steps = np.diff(process.log_snr(times[-300:-1]))
+        assert steps.std() < 0.02 * steps.mean()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ddpm_jax import command, variants
 from ddpm_jax import config as configs
+from ddpm_jax import main, variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
 from ddpm_jax.diffusion.bound import VARIANCES
@@ -26,7 +26,8 @@ from ddpm_jax.diffusion.likelihood import (
 )
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import jobs, records
+from ddpm_jax.evaluation import records
+from ddpm_jax.evaluation.bits_per_dimension import make_compute, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
@@ -88,10 +89,12 @@ def trained(tmp_path_factory):
 
 
 def evaluate(workdir, *words):
-    """By the command line's way; what the file of the summary holds, and that of the examples."""
+    """By the command line; what the file of the summary holds, and that of the examples."""
     before = set(workdir.glob("evaluations/*.json"))
-    _, overrides, _ = command.split([f"--config.{word}" for word in words])
-    jobs.JOBS["eval"](*command.resolve("", str(workdir), "eval", overrides))
+    main.FLAGS.unparse_flags()
+    for name in ("config", "workdir", "mode", "debug"):
+        main.FLAGS[name].unparse()
+    main.main(["main", "--mode=eval", f"--workdir={workdir}", *(f"--config.{word}" for word in words)])
     path = max(workdir.glob("evaluations/*.json"), key=lambda path: (path not in before, path.stat().st_mtime_ns))
     return json.loads(path.read_text()), [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
 
@@ -194,6 +197,25 @@ def test_other_conditions_are_another_file(tmp_path):
     one = records.path_of(tmp_path, "name", {"seed": 0, "split": "test"})
     assert one == records.path_of(tmp_path, "name", {"split": "test", "seed": 0})
     assert one != records.path_of(tmp_path, "name", {"split": "test", "seed": 1})
+
+
+def test_the_variance_that_was_learned():
+    """It is taken where the run has one, and no other than that."""
+    config = variants.apply(configs.base(), "improved,smoke")
+    config.network.name = "mlp"
+    task = build(config, (2,))
+    assert variance_of(config) == "learned_range" and variance_of(variants.apply(configs.base(), "smoke")) == "large"
+
+    def computed():
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, {"image": jnp.zeros((3, 2))}, jnp.arange(3)))
+
+    learned = computed()
+    config.eval.variance = "small"
+    assert computed() != learned
+    config.eval.variance = "learned"
+    with pytest.raises(UserError, match="eval.variance=learned was not learned by this run: take auto, small or large"):
+        computed()
 
 
 def test_mistakes(trained):

@@ -57,6 +57,31 @@ def test_two_outputs_per_channel(name):
     assert [b.shape[-1] / a.shape[-1] for a, b in pairs if a.shape != b.shape] == [2, 2]
 
 
+@pytest.mark.parametrize("name, options", [*((name, {}) for name in NETWORKS), ("unet", {"scale_shift_norm": True})])
+def test_labels(name, options):
+    """A network with classes has one parameter more, the embedding. Labels act, each on its example; None is the null label."""
+    section = SMALL | {"name": name, "groups": 4} | options  # with one channel a group, what is added to all pixels is lost
+    shape = (2,) if name == "mlp" else (8, 8, 1)
+    plain, network = construct(NETWORKS, section), construct(NETWORKS, section | {"num_classes": 3})
+    without, params = perturbed(plain, shape)["params"], perturbed(network, shape)["params"]
+    embedding = params.pop("Embed_0")["embedding"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(without, params)
+    assert embedding.shape[0] == 3 + 1
+    params = {"params": params | {"Embed_0": {"embedding": embedding}}}
+
+    x, time = jnp.broadcast_to(jax.random.normal(jax.random.key(0), shape), (4, *shape)), jnp.full(4, 7.0)
+    apply = jax.jit(network.apply)
+    out = apply(params, x, time, None, jnp.arange(4))
+    chex.assert_type(out, jnp.float32)
+    assert all(np.abs(out[i] - out[j]).max() > 1e-2 for i in range(4) for j in range(i))
+    chex.assert_trees_all_close(apply(params, x, time, None, jnp.array([0, 2, 2, 1]))[jnp.array([0, 3, 2])], out[:3], atol=1e-5)
+    chex.assert_trees_all_close(apply(params, x, time)[0], out[3], atol=1e-5)
+    unknown = np.isnan(apply(params, x, time, None, jnp.array([0, 4, 1, 2]))).reshape(4, -1)
+    assert unknown.all(1).tolist() == unknown.any(1).tolist() == [False, True, False, False]
+    with pytest.raises(ValueError, match="has no classes"):
+        plain.apply({"params": without}, x, time, None, jnp.zeros(4, int))
+
+
 def test_the_simple_unet_has_the_usual_channels():
     network = SimpleUNet(channels=64, multipliers=(1, 2, 4, 4), groups=32, dropout=0.0, dtype="float32")
     params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jnp.zeros(1))["params"]

@@ -24,8 +24,9 @@ def point_config(tiny_config):
 
 @pytest.fixture
 def point_source():
-    """48 points."""
-    return Source({"image": np.random.default_rng(0).normal(size=(48, 2)).astype("f"), "label": np.zeros(48, np.int32)}, 1)
+    """48 points of 3 classes."""
+    points = np.random.default_rng(0).normal(size=(48, 2)).astype("f")
+    return Source({"image": points, "label": np.arange(48, dtype=np.int32) % 3}, 3)
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@ import itertools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddpm_jax.data import Source, Streamed, batch_indices, folder
+from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.training import loop, run_directory
 from ddpm_jax.training.feed import open_feed
 from ddpm_jax.training.tasks import FLIP, build
@@ -78,9 +80,10 @@ def test_flips_are_addressed_per_example(tiny_config):
     params = jax.tree.map(lambda x: x + 0.02, jax.jit(plain.init)(jax.random.key(0)))
     image = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
     keys = jax.random.split(jax.random.key(0), 32)
-    loss = jax.jit(flipping.loss)(params, {"image": image}, keys)[0]
-    straight = jax.jit(plain.loss)(params, {"image": image}, keys)[0]
-    mirrored = jax.jit(plain.loss)(params, {"image": image[:, :, ::-1]}, keys)[0]
+    examples = Examples(keys, jnp.arange(32), 32)
+    loss = jax.jit(flipping.loss)(params, {"image": image}, examples, ())[0]
+    straight = jax.jit(plain.loss)(params, {"image": image}, examples, ())[0]
+    mirrored = jax.jit(plain.loss)(params, {"image": image[:, :, ::-1]}, examples, ())[0]
     flipped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
     np.testing.assert_allclose(loss, np.where(flipped, mirrored, straight), rtol=1e-5)
     assert 8 < flipped.sum() < 24 and not np.allclose(straight, mirrored)

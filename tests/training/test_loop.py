@@ -21,7 +21,7 @@ from ddpm_jax.training.tasks import build
 
 def train(config, source, workdir, devices=1):
     run_directory.write(workdir, config, source.image_shape)
-    task = build(config, source.image_shape)
+    task = build(config, source.image_shape, source.num_classes)
     return jax.device_get(loop.train(config, workdir, task, source, jax.devices()[:devices]))
 
 
@@ -29,21 +29,22 @@ def poisoned(source):
     """With one example that is no number: one step of each epoch of three cannot update."""
     image = source.arrays["image"].copy()
     image[5] = np.nan
-    return Source(source.arrays | {"image": image}, 1)
+    return Source(source.arrays | {"image": image}, source.num_classes)
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_stopping_and_continuing_changes_nothing(everything, request, tmp_path, capsys, metrics):
     """Stopped at a step that no log line falls on: parameters, averages, optimizer state and metrics are bit-equal.
 
-    Everything: two averages, two micro-batches on two devices, times by the losses before, and updates skipped before and after
-    the stop.
+    Everything: two averages, two micro-batches on two devices, labels, times by the losses before, and updates skipped before
+    and after the stop.
     """
     kind = "point" if everything else "tiny"
     config, source = (request.getfixturevalue(f"{kind}_{name}") for name in ("config", "source"))
     config.train.update(steps=10, log_every=4, checkpoint_every=3, sample_every=0)
     if everything:
         config.ema.decays = (0.9, 0.5)
+        config.cond.update(labels=True, dropout=0.5)
         config.process.steps, config.times.name, config.times.kept = 5, "importance", 2
         config.train.update(micro_batches=2, on_nonfinite="skip", max_skips=3)
         source = poisoned(source)

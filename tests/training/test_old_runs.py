@@ -47,5 +47,5 @@ def test_it_continues_as_it_continued(workdir):
     for name in ("loss", "grad_norm", "param_norm", "learning_rate"):
         np.testing.assert_allclose([line[name] for line in new], [line[name] for line in old], rtol=1e-5)
     np.testing.assert_allclose(written(workdir), written(FIXTURES / "run_format_1"), atol=1e-4)
-    assert json.loads((workdir / "config.json").read_text())["format"] == 2
+    assert json.loads((workdir / "config.json").read_text())["format"] == 3
     assert ddpm_jax.load(workdir).state.step == 12

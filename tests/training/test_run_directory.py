@@ -17,9 +17,9 @@ def test_round_trip(tmp_path):
     config = configs.base()
     config.network.multipliers = (1, 3)
     config.optim.learning_rate = 1.1e-4
-    run_directory.write(tmp_path / "run", config, (28, 28, 1))
-    read, image_shape = run_directory.read(tmp_path / "run")
-    assert configs.flatten(read) == configs.flatten(config) and image_shape == (28, 28, 1)
+    run_directory.write(tmp_path / "run", config, (28, 28, 1), 10)
+    read, *rest = run_directory.read(tmp_path / "run")
+    assert configs.flatten(read) == configs.flatten(config) and rest == [(28, 28, 1), 10]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints", "samples"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["versions"]["jax"]
 
@@ -53,9 +53,9 @@ def test_what_is_no_run(tmp_path, text, words):
 
 def test_another_format_is_refused(tmp_path):
     run_directory.write(tmp_path, configs.base(), (8, 8, 1))
-    text = (tmp_path / "config.json").read_text().replace('"format": 2', '"format": 99')
+    text = (tmp_path / "config.json").read_text().replace('"format": 3', '"format": 99')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="format 99.*formats up to 2"):
+    with pytest.raises(UserError, match="format 99.*formats up to 3"):
         run_directory.read(tmp_path)
 
 
@@ -84,6 +84,7 @@ STRANGE = {
         ({"seed": "$(touch x)"}, "seed takes an int"), ({"network.multipliers": [[1]]}, "network.multipliers takes a tuple"),
         ({"optim.learning_rate": float("nan")}, "learning_rate takes a float"), ([["a", 1]], "cannot be read"),
     ],
+    "num_classes": [("3", "cannot be read"), (-1, "cannot be read"), (None, "cannot be read"), (True, "cannot be read")],
     "format": [("1", "has format"), (None, "has format"), ({"a": []}, "has format")],
 }  # fmt: skip
 
@@ -96,6 +97,19 @@ def test_a_strangers_config_is_data(tmp_path, part, value, words):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=words):
         run_directory.read(tmp_path)
+
+
+def test_guides_are_of_the_command_alone(tmp_path):
+    """A run directory that names other directories does not lead there."""
+    config = configs.base()
+    config.guidance.update(weak="/somewhere/else", scale=2.0)
+    config.train.steps = 7
+    run_directory.write(tmp_path, config, (8, 8, 1))
+    read = run_directory.read(tmp_path)[0]
+    assert read.guidance == configs.base().guidance and read.train.steps == 7
+    config.guidance.weak, config.cond.labels = "", True
+    run_directory.write(tmp_path, config, (8, 8, 1))
+    assert run_directory.read(tmp_path)[0].guidance.scale == 2.0
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -66,6 +66,27 @@ def test_files(tiny_config, tmp_path):
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ddim5_eta0.5_seed0_n4"
     tiny_config.ema.decays, tiny_config.sampler.ema = (0.99, 0.9995), 1
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ddim5_eta0.5_ema0.9995_seed0_n4"
+    tiny_config.ema.decays, tiny_config.sampler.ema, tiny_config.sampler.labels = (0.99,), 0, (0, 12)
+    tiny_config.guidance.update(scale=2.5, weak="runs/small/")
+    words = "labels_0-12_guidance_scale_2.5_guidance_weak_small"
+    assert sampling.sample_name(tiny_config, 1000) == f"step_00001000_ddim5_eta0.5_{words}_seed0_n4"
+    tiny_config.sampler.labels = tuple(range(100))
+    assert len(sampling.sample_name(tiny_config, 1000)) < 120
+
+
+def test_files_of_samples_with_labels(tmp_path):
+    """Their labels beside them, and a row of the picture for each label, the short ones filled up."""
+    grey = np.linspace(-1, 1, 8)
+    paths = sampling.write_samples(tmp_path, "name", Sampled(np.tile(grey[:, None, None, None], (8, 8, 1)), 5), {}, (4, 0, 7))
+    with np.load(paths[1]) as stored:
+        assert stored["labels"].tolist() == [4, 0, 7, 4, 0, 7, 4, 0] and stored["labels"].dtype == np.int32
+    with Image.open(paths[0]) as image:
+        shown = np.asarray(image)[..., 0]
+    step = shown.shape[0] // 3
+    assert shown.shape[0] == shown.shape[1]
+    shown = shown[step // 2 :: step, step // 2 :: step]
+    levels = images.to_uint8(grey).tolist()
+    assert shown.tolist() == [levels[0::3], levels[1::3], [*levels[2::3], 96]]
 
 
 def test_points_are_scattered(tmp_path):

@@ -18,7 +18,7 @@ from ddpm_jax.training.tasks import Task, build
 def run_steps(config, source, count, devices, per_call=1, micro_batches=1):
     """The state after `count` steps on the first `devices` devices, and each step's metrics [count]."""
     devices = jax.devices()[:devices]
-    task = build(config, source.image_shape)
+    task = build(config, source.image_shape, source.num_classes)
     optimizer = construct(OPTIMIZERS, config.optim)
     decays = config.ema.decays
     state = parallel.replicate(run_once(lambda: init_state(task, optimizer, config.seed, len(decays))), devices)
@@ -49,6 +49,14 @@ SPLITS = [(2, 1), (4, 1), (8, 1), (1, 4), (2, 2)]
 @pytest.mark.parametrize("devices, micro_batches", SPLITS)
 def test_the_same_on_any_number_of_devices_and_in_micro_batches(point_config, point_source, devices, micro_batches):
     """The same noise for each example, so only the order of the sums differs."""
+    one = run_steps(point_config, point_source, 3, devices=1)
+    assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
+
+
+@pytest.mark.parametrize("devices, micro_batches", [(4, 1), (1, 4)])
+def test_the_same_labels_are_dropped(point_config, point_source, devices, micro_batches):
+    """On any number of devices, and in micro-batches."""
+    point_config.cond.update(labels=True, dropout=0.5)
     one = run_steps(point_config, point_source, 3, devices=1)
     assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
 

@@ -21,7 +21,7 @@ def _euler_maruyama_step(denoise, process, x, memory, at):
 def euler_maruyama() -> Sampler:
     """x_s = x_t - (f x_t - g^2 score) dt + g sqrt(dt) z, dt = t - s: the reverse SDE, equation (6) of `process`.
 
-    Song et al. 2021 (score SDE), section 4. Evaluations per step: 1.
+    Song et al. 2021 (score SDE), section 4. Bias: first power of the step. Evaluations per step: 1.
     """
     return Sampler(
         Partial(no_memory),
@@ -40,7 +40,8 @@ def reverse_diffusion() -> Sampler:
     """x_s = (2 - a) x_t + b^2 score + b z, where q(x_t | x_s) = N(a x_s, b^2 I), equation (3) of `process`.
 
     The reverse of the forward chain discretised in the same way (Song et al. 2021, score SDE, eq. 46); on a full table a is
-    sqrt(1 - beta) and b^2 is beta, on VE a is 1 and b^2 the difference of variances. Evaluations per step: 1.
+    sqrt(1 - beta) and b^2 is beta, on VE a is 1 and b^2 the difference of variances. Bias: first power of the step. Evaluations
+    per step: 1.
     """
     return Sampler(Partial(no_memory), Partial(_reverse_diffusion_step))
 
@@ -73,8 +74,9 @@ def corrected(predictor: Sampler, *, snr: float, corrector_steps: int = 1, norms
     Song et al. 2021 (score SDE), algorithms 1, 4 and 5, in the order of their code: x + e score + sqrt(2 e) z with
     e = 2 (snr |z| / |score|)^2. norms: "sample", of each on its own; "batch", their mean over the batch as published, so that
     a sample depends on its batch and device. The factor 1 - beta that they give e on tables is left out. Bias: in many
-    dimensions a long correction ends at 1 / (1 - snr^2) of the variance. ValueError for other norms. Evaluations per step:
-    corrector_steps more than the predictor's.
+    dimensions a long correction ends at 1 / (1 - snr^2) of the variance; in few the norms of single samples vary, 1 / |score|^2
+    without bound, and "batch" is the better one. ValueError for other norms. Evaluations per step: corrector_steps more than
+    the predictor's.
     """
     if norms not in NORMS:
         raise ValueError(f"norms must be one of {', '.join(NORMS)}, found {norms!r}")

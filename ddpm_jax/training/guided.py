@@ -1,0 +1,132 @@
+"""What steers samples besides their noise: labels, and guidance by the model itself or by other runs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.guidance import batched_pair, classifier_free, classifier_guidance, dynamic_thresholding, mean_shift
+from ddpm_jax.diffusion.predictions import Denoiser, PredictionType
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.errors import UserError
+
+# Of classifier guidance: of the score, for every sampler; or of the mean of ancestral steps, which the others see as the score.
+FORMS: dict[str, Callable[..., Denoiser]] = {"score": classifier_guidance, "mean": mean_shift}
+
+
+class Knobs(NamedTuple):
+    """The numbers of config.guidance, and the parameters of the weaker run and of the classifier, or ()."""
+
+    scale: jax.Array
+    low: jax.Array
+    high: jax.Array
+    rescale: jax.Array
+    threshold: jax.Array
+    weak: Any
+    classifier: Any
+
+
+def knobs(section: ConfigDict, guides: Mapping[str, Any]) -> Knobs:
+    high = section.interval_high or jnp.inf
+    numbers = (section.scale, section.interval_low, high, section.rescale, section.threshold)
+    params = (guides[key].params if key in guides else () for key in ("guidance.weak", "guidance.classifier"))
+    return Knobs(*map(jnp.asarray, numbers), *params)
+
+
+def by_pairs(
+    bind: Callable[[jax.Array | None], Denoiser],
+    labels: jax.Array | None,
+    null_label: int,
+    process: Process,
+    prediction: PredictionType,
+    section: ConfigDict,
+    guides: Mapping[str, Any],
+    knobs: Knobs,
+) -> Denoiser:
+    """The model with these labels [B], guided by itself or by a weaker run as config.guidance says. bind(labels): the model.
+
+    At the scale 1 classifier-free guidance would change nothing, and costs nothing.
+    """
+    denoise = bind(labels)
+    if section.scale != 1 and not section.classifier:
+        if section.weak:
+            strong, weak = denoise, guides["guidance.weak"].task.denoiser(knobs.weak, labels, process)
+            pair = lambda x, t: (strong(x, t), weak(x, t))  # noqa: E731
+        else:
+            pair = batched_pair(bind, labels, jnp.full_like(labels, null_label))
+        rescale = {"rescale": knobs.rescale, "prediction": prediction} if section.rescale else {}
+        denoise = classifier_free(pair, process, scale=knobs.scale, low=knobs.low, high=knobs.high, **rescale)
+    return dynamic_thresholding(denoise, process, percentile=knobs.threshold) if section.threshold else denoise
+
+
+def by_classifier(
+    denoise: Denoiser,
+    labels: jax.Array | None,
+    process: Process,
+    section: ConfigDict,
+    guides: Mapping[str, Any],
+    knobs: Knobs,
+) -> Denoiser:
+    """A denoiser guided by the classifier of config.guidance, where there is one.
+
+    It comes after clipping, as in Dhariwal & Nichol's code: its shift of x0 is of the score, and not to be cut.
+    """
+    if not section.classifier:
+        return denoise
+    log_prob = lambda x, t: guides["guidance.classifier"].task.log_prob(knobs.classifier, x, t, labels, process)  # noqa: E731
+    return FORMS[section.form](denoise, process, log_prob, scale=knobs.scale)
+
+
+def check_labels(config: ConfigDict, num_classes: int) -> None:
+    """UserError where the data have no labels to speak of, and the network is to be shown or to find them."""
+    if num_classes < 2:
+        raise UserError(
+            f"The network is to {'tell' if config.task == 'classifier' else 'be shown'} labels (config.task, "
+            f"config.cond.labels), but the data set {config.data.name} has {'one class' if num_classes else 'none'}: take data "
+            "with labels, or leave out the variant cond."
+        )
+
+
+def labels_of_samples(config: ConfigDict, num_classes: int, guides: Mapping[str, Any]) -> tuple[int, ...]:
+    """What sample i gets the (i mod their number)-th of; () where neither the network nor a classifier asks for labels.
+
+    Raises UserError where there are none, or not these.
+    """
+    if config.cond.labels:
+        check_labels(config, num_classes)
+    elif config.guidance.classifier:
+        num_classes = guides["guidance.classifier"].num_classes
+    else:
+        return ()
+    unknown = [label for label in config.sampler.labels if label >= num_classes]
+    if unknown:
+        raise UserError(f"config.sampler.labels has {unknown[0]}, but the labels of this run are 0 to {num_classes - 1}.")
+    return config.sampler.labels or tuple(range(num_classes))
+
+
+def check_guides(guides: Mapping[str, Any], process: Process, image_shape: tuple[int, ...], classes: int) -> None:
+    """UserError where a run does not go with the one that it is to guide, whose network is shown so many classes."""
+    for key, run in guides.items():
+        classifies = key == "guidance.classifier"
+        its_classes = run.num_classes if classifies or run.config.cond.labels else 0
+        if classifies != (run.config.task == "classifier"):
+            wanted = "classifier" if classifies else "diffusion"
+            raise UserError(f"The run in {run.workdir}, config.{key}, has config.task={run.config.task}: give one of {wanted}.")
+        if run.image_shape != tuple(image_shape):
+            differ = f"has images of {list(run.image_shape)}, and the run that it is to guide of {list(image_shape)}"
+        elif not _same(run.process, process):
+            differ = f"is of another process ({run.config.process.name}) than the run that it is to guide"
+        elif its_classes != classes and not (classifies and not classes):
+            differ = f"knows {its_classes or 'no'} classes, and the run that it is to guide {classes or 'none'}"
+        else:
+            continue
+        raise UserError(f"The run in {run.workdir}, config.{key}, {differ}: give one of the same data, process and labels.")
+
+
+def _same(a, b) -> bool:
+    """Whether two pytrees of known arrays are equal."""
+    same_kind = jax.tree.structure(a) == jax.tree.structure(b)
+    return same_kind and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
