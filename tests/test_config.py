@@ -15,6 +15,7 @@ from ddpm_jax import variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.inverse import INPAINTING
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
@@ -23,7 +24,7 @@ from ddpm_jax.diffusion.times import TIMES, Examples
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import jobs, loop
+from ddpm_jax.training import inpainting, jobs, loop
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.tasks import TASKS, build
 
@@ -184,6 +185,32 @@ def test_a_key_of_the_task_arrives(key, monkeypatch):
     configs.validate(config)
     new = parts(config)
     assert [part for part in old if old[part] != new[part]] == changed.split()
+
+
+# key: (another value, what both configs also set)
+INPAINT_KEYS = {
+    "inpaint.method": ("replacement", {}),
+    "inpaint.resamplings": (3, {}),
+    "inpaint.zeta": (0.5, {"inpaint.method": "dps"}),
+    "inpaint.iterations": (2, {"inpaint.method": "tmpd"}),
+}
+INPAINT_FILES = {"inpaint.images": "a.png", "inpaint.mask": "b.png"}  # see tests/training/test_inpainting.py
+
+
+@functools.cache
+def inpainted(changes):
+    config = smoke(changes)
+    configs.validate(config)
+    task = build(config, (8, 8, 1))
+    given = inpainting.given(np.zeros((1, 8, 8, 1), np.uint8), np.eye(8), (8, 8, 1))
+    params, indices = jax.eval_shape(task.init, jax.random.key(0)), jax.ShapeDtypeStruct((2,), np.int32)
+    return computation(task.sample, params, task.knobs._replace(given=given), np.uint32(0), indices)
+
+
+@pytest.mark.parametrize("key", INPAINT_KEYS)
+def test_a_key_of_inpainting_arrives(key):
+    value, given = INPAINT_KEYS[key]
+    assert inpainted(tuple(given.items())) != inpainted((*given.items(), (key, value)))
 
 
 # ------------------------------------------------------- every key arrives: the optimizer
@@ -444,6 +471,7 @@ GUIDE_KEYS = {"guidance.weak": "runs/weak", "guidance.classifier": "runs/classif
 
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
 OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS
+OTHER |= {key: value for key, (value, _) in INPAINT_KEYS.items()} | INPAINT_FILES
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
 
@@ -560,14 +588,16 @@ def test_a_key_applies_where_the_choice_takes_it():
 MADE_FROM_KEYS = [
     ("data", SOURCES), ("network", NETWORKS), ("process", PROCESSES), ("prediction", PREDICTIONS), ("loss", LOSSES),
     ("loss", WEIGHTINGS), ("times", TIMES), ("optim", OPTIMIZERS), ("sampler", SAMPLERS), ("sampler", GRIDS),
+    ("inpaint", INPAINTING),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("section, table", MADE_FROM_KEYS)
 def test_every_choice_gets_all_that_it_requires(section, table):
-    """From its section of the config, whose keys are all that it takes."""
+    """From its section of the config, whose keys are all that it takes besides what it acts on."""
+    acts_on = ("process", "keys", "sampler", "denoise", "image", "known")
     for name, constructor in table.items():
-        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name not in ("process", "keys")]
+        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name not in acts_on]
         required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
         assert required <= set(configs.base()[section]), name
         if section not in ("data", "network", "optim"):
@@ -585,7 +615,7 @@ FREE = {
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
     "train.max_skips", "train.debug_nans",
-    *(key for key in configs.KEYS if key.startswith(("sampler.", "guidance.", "eval."))),
+    *(key for key in configs.KEYS if key.startswith(("sampler.", "guidance.", "inpaint.", "eval."))),
 }  # fmt: skip
 
 

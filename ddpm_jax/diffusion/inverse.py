@@ -154,8 +154,8 @@ def repaint(sampler: Sampler, image: jax.Array, known: jax.Array, *, resamplings
 def known_x0(denoise: Denoiser, process: Process, image: jax.Array, known: jax.Array, end: jax.Array) -> Denoiser:
     """From time `end` down, x0 at the known pixels is that of the image, bit for bit, and eps follows.
 
-    With end = times[-1] the last denoising of `sample(..., last="denoise")` returns the known pixels, and no step before it is
-    changed.
+    With end = times[-1] the last denoising of `sample(..., last="denoise")` returns the known pixels. No step before it
+    changes, but for known pixels where a sampler evaluates at `end` too.
     """
 
     def exact(x, t):

@@ -37,6 +37,11 @@ def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) 
             f"The images to inpaint must be of the run's shape, [N, {', '.join(map(str, image_shape))}], found "
             f"{list(pictures.shape)}: resize them."
         )
+    if pictures.dtype != np.uint8 and not np.all(np.abs(pictures) <= 1):
+        raise UserError(
+            f"The images to inpaint must be uint8, or floats from -1 to 1, found {pictures.dtype} from {pictures.min()} to "
+            f"{pictures.max()}."
+        )
     known = mask if mask.ndim == 3 else mask[..., None]
     if known.shape not in (image_shape, (*image_shape[:2], 1)):
         raise UserError(

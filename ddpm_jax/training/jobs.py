@@ -78,7 +78,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     seconds = time.monotonic() - start
     facts = {
         **sampling.how(config),
-        **({"inpaint": sampling.as_stored(config.inpaint)} if given else {}),
+        **({"inpaint": config.inpaint.to_dict()} if given else {}),
         "seed": config.sampler.seed,
         "checkpoint_step": int(state.step),
         "ema_decay": config.ema.decays[config.sampler.ema],

@@ -208,7 +208,7 @@ def test_the_variance_that_was_learned():
 
     def computed():
         params = jax.eval_shape(task.init, jax.random.key(0))
-        return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, jnp.zeros((3, 2)), jnp.arange(3)))
+        return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, {"image": jnp.zeros((3, 2))}, jnp.arange(3)))
 
     learned = computed()
     config.eval.variance = "small"

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import ddpm_jax
 from ddpm_jax import config as configs
@@ -18,15 +19,25 @@ from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import jobs as evaluation
+from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import jobs, loop, run_directory
 from ddpm_jax.training.tasks import NOISE, TIME, build, kernel
+
+
+class Toy(nn.Module):
+    """A network of three parameters."""
+
+    @nn.compact
+    def __call__(self, x, time, keys=None):  # noqa: ARG002
+        w = self.param("w", nn.initializers.normal(), (3,))
+        return w[0] + jnp.tanh(x + w[1]) + w[2] * jnp.cos(time)[:, None, None, None]
 
 
 @pytest.fixture
 def classifier_config(tiny_config):
     config = tiny_config.copy_and_resolve_references()
     config.task = "classifier"
-    config.network.groups = 4
+    config.network.update(groups=2, channels=4, multipliers=(1,))
     config.train.update(steps=4, checkpoint_every=2, sample_every=2)
     config.optim.learning_rate = 0.1
     return config
@@ -73,7 +84,7 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeypatch, capsys):
+def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeypatch):
     """A run stopped and continued is the run that was not stopped. It guides another one's samples, and draws none itself."""
     monkeypatch.setitem(SOURCES, "digits", lambda: tiny_source)
     classifier_config.train.steps = 2
@@ -92,6 +103,8 @@ def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeyp
         with pytest.raises(UserError, match="A classifier .* has no denoiser and nothing to sample: let it guide another run"):
             call()
 
+    monkeypatch.setitem(NETWORKS, "toy", Toy)
+    tiny_config.network.name = "toy"
     tiny_config.train.update(steps=2, checkpoint_every=2, sample_every=0)
     tiny_config.optim.learning_rate = 0.1
     train(tiny_config, tiny_source, tmp_path / "plain")
