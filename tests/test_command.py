@@ -6,6 +6,7 @@ import pytest
 from ddpm_jax import command, variants
 from ddpm_jax import config as configs
 from ddpm_jax import main as main_module
+from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, run_directory
 
@@ -94,7 +95,7 @@ MISTAKES = {
     "--config=configs/none.py": ["config.network.multipliers takes a tuple of ints", "found None."],
     "--config=configs/nan.py": ["config.optim.learning_rate takes a float greater than 0", "found nan."],
     "--config=configs/lacks.py": ["The config lacks ema.decays", "ddpm_jax.config.base()"],
-    "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed and those of data, ema,"],
+    "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed and those of cond, data, ema,"],
     # variants
     GOOD + ":smok": ["no variant 'smok'; the variants are ddpm, ddim, vp,", "Did you mean smoke?"],
     GOOD + ":DDIM": ["no variant 'DDIM'", "Did you mean ddim?"],
@@ -110,8 +111,8 @@ MISTAKES = {
     GOOD + " --config.optim.zzz=1": ["The keys of optim are name, learning_rate, warmup_steps, b1, b2, eps, clip_norm."],
     GOOD + " --config.optim=1": ["'optim'. It is a section: set one of its keys, optim.name, optim.learning_rate,"],
     GOOD + " --config.optim.=1": ["'optim'. It is a section: set one of its keys, optim.name"],
-    GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed and those of data, ema, eval, loss,"],
-    GOOD + " --config.=1": ["no config key ''. The keys are task, seed and those of data,"],
+    GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed and those of cond, data, ema, eval,"],
+    GOOD + " --config.=1": ["no config key ''. The keys are task, seed and those of cond, data,"],
     # values
     GOOD + " --config.optim.b1": ["config.optim.b1 takes a float", "found no value: write --config.optim.b1=<value>."],
     GOOD + " --config.data.split --debug": ["config.data.split takes a string, found no value"],
@@ -162,8 +163,8 @@ MISTAKES = {
     "--workdir=run --config.optim.b1=0.5": ["run holds a run with another config: optim.b1: 0.9 -> 0.5 (there -> here)"],
     "--mode=sample " + GOOD: ["no run in runs/good"],
     "--mode=sample --workdir=empty": ["no run in empty"],
-    "--mode=sample --workdir=run --config.train.steps=9": ["only config.sampler keys", "found config.train.steps"],
-    "--mode=sample --workdir=run --config.seed=9": ["only config.sampler keys", "found config.seed"],
+    "--mode=sample --workdir=run --config.train.steps=9": ["only config.sampler, config.guidance", "found config.train.steps"],
+    "--mode=sample --workdir=run --config.seed=9": ["only config.sampler, config.guidance", "found config.seed"],
     "--mode=eval " + GOOD: ["no run in runs/good"],
     "--mode=eval --workdir=run --config.sampler.steps=9": ["only config.eval, config.sampler.ema,", "sampler.steps"],
     "--mode=eval --workdir=run --config.eval.grid=leading": ["config.eval.grid takes one of log_snr, uniform, karras,"],
@@ -305,7 +306,7 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
         assert f"--config.{line}\n" in text
     for key, entry in configs.KEYS.items():
         assert f"{entry.help}; {configs.kind(key)}" in text
-    assert "one of ancestral, ddim, euler, heun, euler_maruyama, dpmpp_2m" in text
+    assert f"one of {', '.join(SAMPLERS)}" in text
 
 
 def test_help_is_found_anywhere_and_takes_no_word():
