@@ -6,6 +6,7 @@ import pytest
 from ddpm_jax import command, variants
 from ddpm_jax import config as configs
 from ddpm_jax import main as main_module
+from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, run_directory
 
@@ -305,7 +306,7 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
         assert f"--config.{line}\n" in text
     for key, entry in configs.KEYS.items():
         assert f"{entry.help}; {configs.kind(key)}" in text
-    assert "one of ancestral, ddim, euler, heun, euler_maruyama, reverse_diffusion" in text
+    assert f"one of {', '.join(SAMPLERS)}" in text
 
 
 def test_help_is_found_anywhere_and_takes_no_word():

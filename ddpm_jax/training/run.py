@@ -118,17 +118,17 @@ class Run:
         configs.validate(config)
         devices = jax.local_devices()
         task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
-        knobs = task.knobs._replace(given=given)
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
         settings = {key: value for key, value in config.sampler.items() if key not in TRACED}
         same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}])
-        if same_program not in self.compiled:
-            if given:
-                inpainting.check(config, task, self.state.ema[0], knobs)
-            self.compiled[same_program] = sampling.make_draw(task, config.sampler, devices, tell=False)
+        draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices, tell=False)
+        knobs = task.knobs._replace(given=given)
+        if given and same_program not in self.compiled:
+            inpainting.check(config, task, self.state.ema[0], knobs)
+        self.compiled[same_program] = draw
         params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
-        return self.compiled[same_program](params, knobs=knobs, seed=config.sampler.seed)
+        return draw(params, knobs=knobs, seed=config.sampler.seed)
 
 
 def load(workdir: str | Path) -> Run:

@@ -71,10 +71,10 @@ class Task(NamedTuple):
     noised: Callable
     process: Process
     denoiser: Callable
-    labels: tuple[int, ...] = ()
-    log_prob: Callable | None = None
     history: Any = ()
     remember: Callable = lambda history, seen: ()  # noqa: ARG005
+    labels: tuple[int, ...] = ()
+    log_prob: Callable | None = None
 
 
 class Kernel(NamedTuple):

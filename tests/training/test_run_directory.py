@@ -102,12 +102,12 @@ def test_a_strangers_config_is_data(tmp_path, part, value, words):
 def test_guides_are_of_the_command_alone(tmp_path):
     """A run directory that names other directories does not lead there."""
     config = configs.base()
-    config.guidance.update(weak="/somewhere/else", scale=2.0)
-    config.train.steps = 7
+    config.guidance.update(classifier="/somewhere/else", scale=2.0)
+    config.sampler.labels, config.train.steps = (3,), 7
     run_directory.write(tmp_path, config, (8, 8, 1))
     read = run_directory.read(tmp_path)[0]
-    assert read.guidance == configs.base().guidance and read.train.steps == 7
-    config.guidance.weak, config.cond.labels = "", True
+    assert read.guidance == configs.base().guidance and read.sampler.labels == () and read.train.steps == 7
+    config.guidance.classifier, config.cond.labels = "", True
     run_directory.write(tmp_path, config, (8, 8, 1))
     assert run_directory.read(tmp_path)[0].guidance.scale == 2.0
 
