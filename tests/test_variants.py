@@ -18,15 +18,22 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("names", CHOICES, ids=",".join)
-def test_every_config_takes_every_variant(path, names):
-    """But a classifier, which is shown no labels."""
-    if path.stem.endswith("_classifier") and "cond" in names:
+@pytest.mark.parametrize(
+    "name, names",
+    [
+        (path.stem, ",".join(names))
+        for path, names in itertools.product(CONFIGS, CHOICES)
+        if len(names) <= 1 or path.stem == "digits"
+    ],
+)
+def test_every_config_takes_every_variant(name, names):
+    """But a classifier, which is shown no labels. Every choice of them on digits, on the others each alone."""
+    spec = f"{CONFIGS[0].parent / name}.py:{names}"
+    if name.endswith("_classifier") and "cond" in names:
         with pytest.raises(UserError, match="labels that a classifier .* is to find: leave it out"):
-            command.load(f"{path}:{','.join(names)}")
+            command.load(spec)
     else:
-        configs.validate(command.load(f"{path}:{','.join(names)}"))
+        configs.validate(command.load(spec))
 
 
 def test_there_are_configs_and_variants():

@@ -2,7 +2,7 @@
 
     python -m ddpm_jax.main --config=configs/toy2d.py:vp --config.data.pattern=checkerboard --workdir=runs/nfe-toy2d
     python -m ddpm_jax.main --config=configs/digits.py:vp --workdir=runs/nfe-digits
-    XLA_FLAGS=--xla_backend_optimization_level=0 python -m experiments.quality_vs_nfe.run runs/nfe-toy2d runs/nfe-digits
+    python -m experiments.quality_vs_nfe.run runs/nfe-toy2d runs/nfe-digits
 
 Writes toy2d.png, all samplers, and digits.png, some of them, a column per number of evaluations, and prints a table: the sliced
 Wasserstein distance of 10,000 samples of the first run to fresh data, and, on a mixture of Gaussians whose denoiser is exact,
