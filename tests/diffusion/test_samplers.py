@@ -107,7 +107,7 @@ OTHERS = [name for name in DETERMINISTIC if name not in FIRST]
 POINTS = 32  # of every deterministic run, so that a step is compiled once
 
 
-@pytest.mark.parametrize("name, process", [*product(FIRST, CONTINUOUS), *product(OTHERS, ("vp", "ve", "rectified_flow"))])
+@pytest.mark.parametrize("name, process", [*product(FIRST, CONTINUOUS), *product(OTHERS, ("vp", "rectified_flow"))])
 def test_order_of_deterministic_samplers(name, process, x64):  # noqa: ARG001
     """RMS error against the exact flow from log-SNR -2 to 5, uniform in it, N = 64..256: the slope is the order, to 1/4.
 
@@ -127,17 +127,17 @@ def test_order_of_deterministic_samplers(name, process, x64):  # noqa: ARG001
     assert errors[-1] < 3e-2
 
 
-@pytest.mark.parametrize("name, process", list(product(STOCHASTIC, ("vp", "ve", "rectified_flow"))))
+@pytest.mark.parametrize("name, process", [*product(STOCHASTIC, ["vp"]), *product(("ddim 1", "euler_maruyama"), ("ve", "edm"))])
 def test_weak_order_of_stochastic_samplers(name, process, x64):  # noqa: ARG001
-    """Exact moments on a Gaussian: halving the steps halves the error of the covariance, at 64..256 steps, or better."""
+    """Exact moments on a Gaussian: halving the steps halves the error of the covariance, at 32..128 steps, or better."""
     process, data = PROCESSES[process](), gaussian()
     errors = []
-    for steps in (64, 128, 256):
+    for steps in (32, 64, 128):
         times = GRIDS["log_snr"](process, steps=steps + 1)
         reached, exact = propagated(STOCHASTIC[name](), data, process, times), moments(data, process, times[-1])
         errors.append(max(float(jnp.abs(a - b).max()) for a, b in zip(reached, exact, strict=True)))
-    slope = -np.polyfit(np.log([64, 128, 256]), np.log(errors), 1)[0]
-    assert slope >= WEAK_ORDER.get(name, 1) - 0.25 and errors[-1] < 4e-2, (errors, slope)
+    slope = -np.polyfit(np.log([32, 64, 128]), np.log(errors), 1)[0]
+    assert slope >= WEAK_ORDER.get(name, 1) - 0.25 and errors[-1] < 8e-2, (errors, slope)
 
 
 # ------------------------------------------------------- every sampler on every process
@@ -148,10 +148,14 @@ TOLERANCE = {
     "ddim 0.5": 0.02, "euler_maruyama": 0.02,
 }  # fmt: skip
 MORE = {"reverse_diffusion": 0.03, "dpm_solver_2": 5e-4, "dpm_solver_3": 1e-5, "dpmpp_2s": 5e-4}
+ON_ALL = ("ddim", "heun", "ancestral small")
 SOME = ("linear", "ncsn", "sub_vp", "ve", "edm", "rectified_flow", "trig_flow")
 
 
-@pytest.mark.parametrize("name, process_name", [*product(TOLERANCE, PROCESSES), *product(MORE, SOME)])
+@pytest.mark.parametrize(
+    "name, process_name",
+    [*product(ON_ALL, PROCESSES), *product([name for name in TOLERANCE | MORE if name not in ON_ALL], SOME)],
+)
 def test_moments_of_every_pair(name, process_name, x64):  # noqa: ARG001
     process, data = PROCESSES[process_name](), gaussian()
     if process_name == "jsd":  # its last beta is 1: log-SNR has no end to start a grid from, and the SDE's drift is infinite
@@ -325,8 +329,8 @@ def test_heun_and_euler_agree_with_ddim_where_they_should(x64):  # noqa: ARG001
 
 # Those whose step is that of another with a number changed.
 SAME_STEP = (
-    "unip 1", "unip 2", "unipc 1", "unipc 3", "deis 1", "deis 2", "deis 3 published", "dpmpp_3m published", "ancestral large",
-    "ddim 0.5", "euler with churn",
+    "ddim 1", "ddim 0.5", "ancestral large", "dpm_solver_2", "dpmpp_3m published", "unip 1", "unip 2", "unipc 1", "unipc 3", "pndm",
+    "deis 1", "deis 2", "deis 3 published", "euler with churn",
 )  # fmt: skip
 
 
@@ -450,7 +454,10 @@ TRANSITIONS = {  # evaluations of five, where they are not five
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name, last", [("ddim", "stop"), *((name, "denoise") for name in COUNTED if name not in SAME_STEP)])
+OTHER_COSTS = [*TRANSITIONS, "ddim", "dpmpp_2m", "unipc 2", "ancestral small", "adaptive_ode"]
+
+
+@pytest.mark.parametrize("name, last", [("ddim", "stop"), *((name, "denoise") for name in OTHER_COSTS)])
 def test_evaluations_reported_are_those_made(name, last):
     """Counted by a callback in a guided denoiser of two evaluations: those of five transitions, and one at the end."""
     process, calls = from_betas(BETAS["linear"](steps=10, rescale=True, beta_end=0.005)), []
