@@ -329,8 +329,8 @@ def test_heun_and_euler_agree_with_ddim_where_they_should(x64):  # noqa: ARG001
 
 # Those whose step is that of another with a number changed.
 SAME_STEP = (
-    "ddim 1", "ddim 0.5", "ancestral large", "dpm_solver_2", "dpmpp_3m published", "unip 1", "unip 2", "unipc 1", "unipc 3", "pndm",
-    "deis 1", "deis 2", "deis 3 published", "euler with churn",
+    "ddim 1", "ddim 0.5", "ancestral large", "dpm_solver_2", "dpmpp_3m published", "unip 1", "unip 2", "unipc 1", "unipc 3",
+    "pndm", "deis 1", "deis 2", "deis 3 published", "euler with churn",
 )  # fmt: skip
 
 
