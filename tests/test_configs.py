@@ -81,7 +81,7 @@ def check_sampling(shape, keys):
 def test_abstractly(name, variant):
     """Init, a training step and the sampler have the shapes they should, without a number being computed.
 
-    In the gate all variants on digits and toy2d, and on cifar10 those with networks of their own. Configs that differ in the name
+    In the gate all variants on digits and toy2d, on cifar10 those with networks of their own. Configs that differ in the name
     of the data alone are evaluated once.
     """
     keys = configs.flatten(get(name, variant))
