@@ -14,7 +14,6 @@ much is written at each and computed in tests/diffusion/test_inverse.py. Evaluat
 counts as one.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -24,7 +23,7 @@ from jax.tree_util import Partial
 from ddpm_jax.diffusion.predictions import Denoiser, x0_to_eps
 from ddpm_jax.diffusion.process import Process, concrete, expand, transition
 from ddpm_jax.diffusion.samplers import Sampler, repeat
-from ddpm_jax.diffusion.samplers.core import Static
+from ddpm_jax.diffusion.samplers.core import Static, with_steps
 
 # ------------------------------------------------------------------------------------------------ linear operators
 
@@ -99,13 +98,6 @@ def _replaced_step(inner, image, known, denoise, process, x, memory, at):
     return jnp.where(known, kept + process.sigma(at.s) * at.noise(0), x), jnp.where(known, kept, mean), memory
 
 
-def _with_steps(sampler, change):
-    """The sampler, its steps changed; it draws noise."""
-    return dataclasses.replace(
-        sampler, step=change(sampler.step), start=sampler.start and change(sampler.start), noise_free=False
-    )
-
-
 def replacement(sampler: Sampler, image: jax.Array, known: jax.Array) -> Sampler:
     """After each step of the sampler, x_s = alpha_s image + sigma_s z at the known pixels, z drawn anew.
 
@@ -117,7 +109,7 @@ def replacement(sampler: Sampler, image: jax.Array, known: jax.Array) -> Sampler
     (ancestral, 20 points). Evaluations: the sampler's.
     """
     known = jnp.asarray(known, bool)
-    return _with_steps(sampler, lambda step: Partial(_replaced_step, step, jnp.asarray(image), known))
+    return with_steps(sampler, lambda step: Partial(_replaced_step, step, jnp.asarray(image), known))
 
 
 def _repaint_step(step, resamplings, denoise, process, x, memory, at):
@@ -148,7 +140,7 @@ def repaint(sampler: Sampler, image: jax.Array, known: jax.Array, *, resamplings
     if resamplings < 1:
         raise ValueError(f"resamplings must be at least 1, found {resamplings}")
     replaced = replacement(sampler, image, known)
-    return _with_steps(replaced, lambda step: Partial(_repaint_step, step, Static(resamplings)))
+    return with_steps(replaced, lambda step: Partial(_repaint_step, step, Static(resamplings)))
 
 
 def known_x0(denoise: Denoiser, process: Process, image: jax.Array, known: jax.Array, end: jax.Array) -> Denoiser:
@@ -228,7 +220,7 @@ def dps(sampler: Sampler, operator: Callable, measurement: jax.Array, *, zeta: f
     measurement of another shape than A x0, and for a sampler that evaluates in a loop. Evaluations per step: one more.
     """
     knobs = operator if isinstance(operator, Partial) else Partial(operator), jnp.asarray(measurement), jnp.asarray(zeta, float)
-    return _with_steps(sampler, lambda step: Partial(_dps_step, step, *knobs))
+    return with_steps(sampler, lambda step: Partial(_dps_step, step, *knobs))
 
 
 def conjugate_gradients(matrix: Callable, b: jax.Array, iterations: int) -> jax.Array:

@@ -211,7 +211,7 @@ def propagate(
 
     flat, by_x = begin(mean)[0], jax.jacfwd(lambda x: begin(x)[0])(mean)
     moments = flat, by_x @ covariance @ by_x.T
-    for step, first, end in sampler.phases(len(times) - 1):
-        moments, _ = jax.lax.scan(body(step), moments, (jnp.arange(first, end), times[first:end], times[first + 1 : end + 1]))
+    for step, transitions in sampler.phases(times):
+        moments, _ = jax.lax.scan(body(step), moments, transitions)
     m, c = moments
     return m[:dimension], c[:dimension, :dimension]

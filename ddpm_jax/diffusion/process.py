@@ -79,6 +79,12 @@ def derivative(f: Callable, t: jax.Array) -> jax.Array:
     return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
 
 
+def root(value: jax.Array) -> jax.Array:
+    """sqrt(value), with the gradient 0 where the value is 0."""
+    zero = value == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, value)))
+
+
 def expand(coefficient: jax.Array, like: jax.Array) -> jax.Array:
     """Appends axes to a coefficient of shape [] or [B] until it broadcasts against `like` [B, ...]. Else: ValueError."""
     coefficient = jnp.asarray(coefficient)

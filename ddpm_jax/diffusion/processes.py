@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.betas import BETAS, rescale_zero_terminal_snr
-from ddpm_jax.diffusion.process import Process, Start
+from ddpm_jax.diffusion.process import Process, Start, root
 
 
 def _floats(*values):
@@ -48,14 +48,8 @@ def _scaled(scale, t):
     return scale * t
 
 
-def _sqrt(variance):
-    """With gradient 0 where the variance is 0."""
-    zero = variance == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, variance)))
-
-
 def _variance_preserving_sigma(log_alpha, t):
-    return _sqrt(-jnp.expm1(2 * log_alpha(t)))
+    return root(-jnp.expm1(2 * log_alpha(t)))
 
 
 def _variance_preserving_log_alpha(log_snr):
@@ -95,7 +89,7 @@ def _table_alpha(table, t):
 
 def _table_sigma(table, t):
     _, _, log_alpha, ends = _table_interval(table, t)
-    return _sqrt(jnp.where(ends, 1 - _table_alpha(table, t) ** 2, -jnp.expm1(2 * log_alpha)))
+    return root(jnp.where(ends, 1 - _table_alpha(table, t) ** 2, -jnp.expm1(2 * log_alpha)))
 
 
 def _table_inverse(table, log_snr):

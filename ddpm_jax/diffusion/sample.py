@@ -88,19 +88,7 @@ def encode(
     others. `sample(..., times[::-1], x=encoded, last="stop")` decodes, up to the error of the steps. Raises ValueError for a
     sampler that draws noise and for a grid that does not increase within (0, t_max].
     """
-    if concrete(sampler.noise_free) and not sampler.noise_free:
-        raise ValueError(
-            "this sampler draws noise, and an encoder must not: take one of the probability-flow ODE, or ddim, eta = 0"
-        )
-    _check_frames(times, frames)
-    if concrete(process, times):
-        with jax.ensure_compile_time_eval():
-            grid = np.asarray(times)
-            if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) > 0):
-                raise ValueError(f"times must be a strictly increasing vector of at least one entry, found {grid}")
-            if not grid[-1] <= float(process.t_max) or process.sigma(times[0]) == 0:
-                raise ValueError(f"times must lie in (0, t_max = {float(process.t_max):.9g}], found {grid[0]} to {grid[-1]}")
-            _check_ends(sampler, process, times[-1], times[0])
+    check_encoder(sampler, process, times, frames)
     zeros = jnp.zeros_like(x)
     x, _, evaluations, film = _run(sampler, denoise, process, times, x, lambda i, j: zeros, frames)  # noqa: ARG005
     return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
@@ -127,8 +115,8 @@ def _run(sampler, denoise, process, times, x, normal, frames, progress=None):
 
     film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
     carry = (x, x, sampler.init(x), jnp.asarray(0), film)
-    for step, first, end in sampler.phases(n):
-        carry, _ = jax.lax.scan(through(step), carry, (jnp.arange(first, end), times[first:end], times[first + 1 : end + 1]))
+    for step, transitions in sampler.phases(times):
+        carry, _ = jax.lax.scan(through(step), carry, transitions)
     x, mean, _, evaluations, film = carry
     return x, mean, evaluations, film
 
@@ -160,6 +148,24 @@ def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frame
         if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
             raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
         _check_ends(sampler, process, times[0], times[-1])
+
+
+def check_encoder(sampler: Sampler, process: Process, times: jax.Array, frames: int = 0) -> None:
+    """ValueError where `encode` cannot run up these times; what is traced is not looked at."""
+    if concrete(sampler.noise_free) and not sampler.noise_free:
+        raise ValueError(
+            "this sampler draws noise, and an encoder must not: take one of the probability-flow ODE, or ddim, eta = 0"
+        )
+    _check_frames(times, frames)
+    if not concrete(process, times):
+        return
+    with jax.ensure_compile_time_eval():
+        grid = np.asarray(times)
+        if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) > 0):
+            raise ValueError(f"times must be a strictly increasing vector of at least one entry, found {grid}")
+        if not grid[-1] <= float(process.t_max) or process.sigma(times[0]) == 0:
+            raise ValueError(f"times must lie in (0, t_max = {float(process.t_max):.9g}], found {grid[0]} to {grid[-1]}")
+        _check_ends(sampler, process, times[-1], times[0])
 
 
 def _check_frames(times, frames):

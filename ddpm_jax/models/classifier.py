@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ddpm_jax.models.layers import fan_average, group_norm, zeros
+from ddpm_jax.models.layers import group_norm, query_key_value, zeros
 from ddpm_jax.models.unet import UNet, encode, heads_of
 
 
@@ -42,9 +42,6 @@ class AttentionPool(nn.Module):
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         places = self.param("places", nn.initializers.normal(channels**-0.5), tokens.shape[1:])
         tokens = tokens + places.astype(self.dtype)
-        query, key, value = (
-            nn.DenseGeneral((self.heads, channels // self.heads), dtype=self.dtype, kernel_init=fan_average, name=name)(tokens)
-            for name in ("query", "key", "value")
-        )
+        query, key, value = query_key_value(tokens, self.heads, self.dtype)
         pooled = jax.nn.dot_product_attention(query[:, :1], key, value)[:, 0].astype(jnp.float32)
         return nn.DenseGeneral(self.outputs, axis=(-2, -1), kernel_init=zeros, name="out")(pooled)

@@ -68,6 +68,14 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> ja
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
+def query_key_value(tokens: jax.Array, heads: int, dtype) -> tuple[jax.Array, ...]:
+    """Three learned projections of tokens [B, N, C] onto the heads, [B, N, heads, C / heads] each; inside a compact module."""
+    features = (heads, tokens.shape[-1] // heads)
+    return tuple(
+        nn.DenseGeneral(features, dtype=dtype, kernel_init=fan_average, name=name)(tokens) for name in ("query", "key", "value")
+    )
+
+
 class SelfAttention(nn.Module):
     """Residual self-attention over the pixels, normalised before and zero-initialised after. x: [B, H, W, C].
 
@@ -83,10 +91,6 @@ class SelfAttention(nn.Module):
     def __call__(self, x):
         batch, height, width, channels = x.shape
         h = group_norm(channels, self.groups, self.dtype)(x).reshape(batch, height * width, channels)
-        query, key, value = (
-            nn.DenseGeneral((self.heads, channels // self.heads), dtype=self.dtype, kernel_init=fan_average, name=name)(h)
-            for name in ("query", "key", "value")
-        )
-        h = jax.nn.dot_product_attention(query, key, value)
+        h = jax.nn.dot_product_attention(*query_key_value(h, self.heads, self.dtype))
         h = nn.DenseGeneral(channels, axis=(-2, -1), dtype=self.dtype, kernel_init=zeros, name="out")(h)
         return residual_sum(x, h.reshape(x.shape), self.skip_rescale)

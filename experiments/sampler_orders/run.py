@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ddpm_jax.diffusion import oracle
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import SAMPLERS, adaptive_ode, annealed_langevin, deis, dpmpp_3m, heun, unipc
+from ddpm_jax.diffusion.samplers import SAMPLERS, adaptive_ode, deis, dpmpp_3m, heun, unipc
 
 PROCESS = "vp"
 FIRST, LAST = -2.0, 5.0  # of log-SNR
@@ -26,7 +26,6 @@ FIT = 4  # the slope is that of the last so many points
 NOT_AFFINE = ("predictor_corrector",)  # the size of its corrections depends on the state: no exact moments
 ROWS = {name: make for name, make in SAMPLERS.items() if name not in NOT_AFFINE} | {
     "heun, s_churn 8": partial(heun, s_churn=8.0),
-    "annealed_langevin": partial(annealed_langevin, langevin_steps=5, rate=0.062),
     "dpmpp_3m published": partial(dpmpp_3m, published=True),
     "deis 3": partial(deis, order=3),
     "unip 2": partial(unipc, order=2, corrector=False),

@@ -13,6 +13,7 @@ from ddpm_jax.diffusion.sample import encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import (
     adaptive_ode,
     ancestral,
+    corrected,
     ddim,
     deis,
     dpm_solver_2,
@@ -97,7 +98,7 @@ def test_there_and_back():
     chex.assert_trees_all_close(back.x, x, atol=0.04)
 
 
-@pytest.mark.parametrize("sampler", [ancestral(), ddim(eta=0.5), heun(s_churn=1.0), sde_dpmpp_2m()])
+@pytest.mark.parametrize("sampler", [ancestral(), ddim(eta=0.5), heun(s_churn=1.0), sde_dpmpp_2m(), corrected(ddim(), snr=0.1)])
 def test_samplers_that_draw_noise_do_not_encode(sampler):
     process = PROCESSES["vp"]()
     with pytest.raises(ValueError, match="this sampler draws noise, and an encoder must not"):

@@ -79,9 +79,9 @@ def one_step(step, data, process, x, memory, t, s, i):
 
 def run(sampler, data, process, times, x):
     memory = sampler.init(x)
-    for step, first, end in sampler.phases(len(times) - 1):
-        for i in range(first, end):
-            x, memory = one_step(step, data, process, x, memory, times[i], times[i + 1], jnp.asarray(i))
+    for step, transitions in sampler.phases(times):
+        for i, t, s in zip(*transitions, strict=True):
+            x, memory = one_step(step, data, process, x, memory, t, s, i)
     return x
 
 

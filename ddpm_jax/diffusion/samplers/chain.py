@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.posterior import VARIANCES, posterior_mean
 from ddpm_jax.diffusion.predictions import add_score
-from ddpm_jax.diffusion.process import one_minus_snr_ratio
+from ddpm_jax.diffusion.process import one_minus_snr_ratio, root
 from ddpm_jax.diffusion.samplers.core import Sampler, no_memory
 
 
@@ -38,11 +38,8 @@ def _ddim_step(eta, denoise, process, x, memory, at):
     prediction = denoise(x, at.t)
     sigma = process.sigma(at.s)
     share = jnp.maximum(one_minus_snr_ratio(process, at.t, at.s), 0.0)  # negative where time runs up, without noise
-    up = share == 0
-    fresh = eta * jnp.where(up, 0.0, jnp.sqrt(jnp.where(up, 1.0, share)))  # the share of sigma_s that is drawn anew
-    kept = 1 - fresh**2
-    kept = jnp.where(kept == 0, 0.0, jnp.sqrt(jnp.where(kept == 0, 1.0, kept)))  # with a finite gradient where all is fresh
-    mean = process.alpha(at.s) * prediction.x0 + sigma * kept * prediction.eps
+    fresh = eta * root(share)  # of sigma_s, what is drawn anew
+    mean = process.alpha(at.s) * prediction.x0 + sigma * root(1 - fresh**2) * prediction.eps
     return mean + sigma * fresh * at.noise(0), mean, memory
 
 

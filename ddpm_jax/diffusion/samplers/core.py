@@ -42,10 +42,12 @@ class Sampler:
     needs_alpha: str = dataclasses.field(metadata={"static": True}, default="")
     needs_sigma: str = dataclasses.field(metadata={"static": True}, default="")
 
-    def phases(self, n: int) -> tuple[tuple[Callable, int, int], ...]:
-        """(step, first, end): which step makes the transitions first .. end - 1 of n."""
-        starts = min(self.starts, n)
-        return ((self.start, 0, starts),) * (starts > 0) + ((self.step, starts, n),)
+    def phases(self, times: jax.Array) -> list[tuple[Callable, tuple[jax.Array, jax.Array, jax.Array]]]:
+        """(step, (i, t, s)): which step makes which transitions down or up the times, to scan over."""
+        transitions = jnp.arange(len(times) - 1), times[:-1], times[1:]
+        starts = min(self.starts, len(times) - 1)
+        first, others = (tuple(part[which] for part in transitions) for which in (slice(starts), slice(starts, None)))
+        return [(self.start, first)] * (starts > 0) + [(self.step, others)]
 
 
 @jax.tree_util.register_static
@@ -88,6 +90,12 @@ def repeat(at: At, n: int, f: Callable, x: jax.Array) -> jax.Array:
     return at.apart(loop)
 
 
+def with_steps(sampler: Sampler, change: Callable) -> Sampler:
+    """The sampler, its steps changed; it draws noise."""
+    start = sampler.start and change(sampler.start)
+    return dataclasses.replace(sampler, step=change(sampler.step), start=start, noise_free=False)
+
+
 def no_memory(x):  # noqa: ARG001 - the signature of every init
     return ()
 
@@ -110,6 +118,16 @@ def time_at(process, half_log_snr):
 #         = sigma_s / sigma_t x + alpha_s h int_0^1 e^{-h (1 - u)} x0(u) du     (Lu et al. 2022b, prop. 4.1),
 #
 # and a method is a polynomial in u in place of eps or x0.
+
+
+IN_LOG_SNR = "its steps are measured in log-SNR, which is -inf where alpha = 0"
+
+
+def span(process, at):
+    """lambda_t, h (1 where lambda_s is infinite) and whether it is."""
+    half_t, half_s = half_log_snr(process, at.t), half_log_snr(process, at.s)
+    at_end = jnp.isposinf(half_s)
+    return half_t, jnp.where(at_end, 1.0, half_s - half_t), at_end
 
 
 def phi(k: int, z: jax.Array) -> jax.Array:
@@ -153,6 +171,16 @@ def move_by_eps(process, x, eps, t, s):
     a = process.alpha(s) / process.alpha(t)
     h = half_log_snr(process, s) - half_log_snr(process, t)
     return a * x + a * process.sigma(t) * jnp.expm1(-h) * eps
+
+
+def bend_by_eps(process, s, h, coefficients):
+    """What the terms c_1 u + c_2 u^2 + .. of eps(u) add to x_s."""
+    return -process.sigma(s) * h * integral(h, [0.0, *coefficients[1:]])
+
+
+def bend_by_x0(process, s, h, coefficients):
+    """What the terms c_1 u + c_2 u^2 + .. of x0(u) add to x_s."""
+    return process.alpha(s) * h * integral(-h, [0.0, *coefficients[1:]])
 
 
 # ------------------------------------------------------------- the predictions of the last steps, newest first

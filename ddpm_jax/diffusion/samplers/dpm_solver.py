@@ -8,33 +8,33 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.process import one_minus_snr_ratio
 from ddpm_jax.diffusion.samplers.core import (
+    IN_LOG_SNR,
     Sampler,
     Static,
+    bend_by_eps,
+    bend_by_x0,
     by_order,
     half_log_snr,
-    integral,
     move_by_eps,
     move_by_x0,
     newton,
     no_history,
     no_memory,
     remember,
+    span,
     time_at,
 )
 
-IN_LOG_SNR = "its steps are measured in log-SNR, which is -inf where alpha = 0"
 
-
-def span(process, at):
-    """lambda_t, h (1 where lambda_s is infinite) and whether it is."""
-    half_t, half_s = half_log_snr(process, at.t), half_log_snr(process, at.s)
-    at_end = jnp.isposinf(half_s)
-    return half_t, jnp.where(at_end, 1.0, half_s - half_t), at_end
+def _on_the_way(process, at, share):
+    """The time at this share of the way in lambda; t where it has no end."""
+    half_t, h, at_end = span(process, at)
+    return jnp.where(at_end, at.t, time_at(process, half_t + share * h))
 
 
 def _dpm_solver_2_step(denoise, process, x, memory, at):
-    half_t, h, at_end = span(process, at)
-    middle = jnp.where(at_end, at.t, time_at(process, half_t + h / 2))
+    _, _, at_end = span(process, at)
+    middle = _on_the_way(process, at, 1 / 2)
     eps = denoise(x, at.t).eps
     eps = jnp.where(at_end, eps, denoise(move_by_eps(process, x, eps, at.t, middle), middle).eps)
     x = move_by_eps(process, x, eps, at.t, at.s)
@@ -50,13 +50,13 @@ def dpm_solver_2() -> Sampler:
 
 
 def _dpm_solver_3_step(denoise, process, x, memory, at):
-    half_t, h, at_end = span(process, at)
-    first, second = (jnp.where(at_end, at.t, time_at(process, half_t + r * h)) for r in (1 / 3, 2 / 3))
+    _, h, _ = span(process, at)
+    first, second = (_on_the_way(process, at, share) for share in (1 / 3, 2 / 3))
     eps = denoise(x, at.t).eps
 
     def moved(to, slope, h):
         """x moved by eps + slope u from u = 0 to 1."""
-        return move_by_eps(process, x, eps, at.t, to) - process.sigma(to) * h * slope * integral(h, [0.0, 1.0])
+        return move_by_eps(process, x, eps, at.t, to) + bend_by_eps(process, to, h, [eps, slope])
 
     at_first = denoise(moved(first, 0.0, h / 3), first).eps
     at_second = denoise(moved(second, 2 * (at_first - eps), 2 * h / 3), second).eps
@@ -75,8 +75,8 @@ def dpm_solver_3() -> Sampler:
 
 def _dpmpp_2s(denoise, process, x, at):
     """x_s, and x0_hat at t."""
-    half_t, h, at_end = span(process, at)
-    middle = jnp.where(at_end, at.t, time_at(process, half_t + h / 2))
+    _, _, at_end = span(process, at)
+    middle = _on_the_way(process, at, 1 / 2)
     x0 = denoise(x, at.t).x0
     at_middle = denoise(move_by_x0(process, x, x0, at.t, middle), middle).x0
     return move_by_x0(process, x, jnp.where(at_end, x0, at_middle), at.t, at.s), x0
@@ -146,25 +146,19 @@ def _dpmpp_3m_step(published, denoise, process, x, memory, at):
     half_t, h, at_end = span(process, at)
     x0 = denoise(x, at.t).x0
     values, places = memory
-    nodes = [(place - half_t) / h for place in places]
+    nodes, values = (0.0, *((place - half_t) / h for place in places)), (x0, *values)
+    moved = move_by_x0(process, x, x0, at.t, at.s)
 
-    def first(x):
-        return move_by_x0(process, x, x0, at.t, at.s)
+    def second(moved):
+        if published.value:
+            return move_by_x0(process, x, _extrapolated(memory, x0, half_t, half_t + h, at.i), at.t, at.s)
+        return moved + bend_by_x0(process, at.s, h, newton(nodes[:2], values[:2]))
 
-    def second(x):
-        c = newton((0.0, nodes[0]), (x0, values[0]))
-        return first(x) + process.alpha(at.s) * h * integral(-h, [0.0, c[1]])
+    def third(moved):
+        c = newton(nodes, values)
+        return moved + bend_by_x0(process, at.s, h, [*c[:2], 0.5 * c[2] if published.value else c[2]])
 
-    def second_as_published(x):
-        return move_by_x0(process, x, _extrapolated(memory, x0, half_t, half_t + h, at.i), at.t, at.s)
-
-    def third(x):
-        c = newton((0.0, *nodes), (x0, *values))
-        c[2] = c[2] * (0.5 if published.value else 1.0)
-        return first(x) + process.alpha(at.s) * h * integral(-h, [0.0, *c[1:]])
-
-    middle = second_as_published if published.value else second
-    x = by_order(jnp.where(at_end, 1, at.i + 1), (first, middle, third), x)
+    x = by_order(jnp.where(at_end, 1, at.i + 1), (lambda moved: moved, second, third), moved)
     return x, x, remember(memory, x0, half_t)
 
 

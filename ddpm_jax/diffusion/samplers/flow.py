@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion import adaptive, probability_flow
-from ddpm_jax.diffusion.process import derivative, expand, transition
+from ddpm_jax.diffusion.process import derivative, expand, root, transition
 from ddpm_jax.diffusion.samplers.core import Sampler, Static, half_log_snr, no_memory, time_at
 
 
@@ -58,8 +58,7 @@ def _churned_step(inner, s_churn, s_min, s_max, s_noise, denoise, process, x, me
         raised = jnp.round(raised * process.num_steps) / process.num_steps
     raised = jnp.clip(jnp.where(gamma == 0, at.t, raised), at.t, process.t_max)
     a, variance = transition(process, raised, at.t)
-    still = variance <= 0
-    x = a * x + s_noise * jnp.where(still, 0.0, jnp.sqrt(jnp.where(still, 1.0, variance))) * at.noise(0)
+    x = a * x + s_noise * root(jnp.maximum(variance, 0.0)) * at.noise(0)
     return inner(denoise, process, x, memory, at._replace(t=raised, noise=lambda j: at.noise(j + 1)))
 
 

@@ -7,18 +7,20 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.samplers.core import (
+    IN_LOG_SNR,
     Sampler,
     Static,
+    bend_by_eps,
+    bend_by_x0,
     by_order,
     half_log_snr,
-    integral,
     move_by_eps,
     move_by_x0,
     newton,
     no_history,
     remember,
+    span,
 )
-from ddpm_jax.diffusion.samplers.dpm_solver import IN_LOG_SNR, span
 
 # ------------------------------------------------------------- exponential Adams-Bashforth
 
@@ -28,9 +30,11 @@ def _check_order(order):
         raise ValueError(f"order must be 1, 2 or 3, found {order}")
 
 
-def _bent(process, s, h, coefficients):
-    """What the terms in u, u^2, .. of eps add to x_s."""
-    return -process.sigma(s) * h * integral(h, [0.0, *coefficients[1:]])
+def _euler_and_there(denoise, process, x, at):
+    """eps at t, x moved by it to s, eps there, and whether sigma_s = 0, in which case it is asked for at t instead."""
+    eps = denoise(x, at.t).eps
+    euler, at_end = move_by_eps(process, x, eps, at.t, at.s), process.sigma(at.s) == 0
+    return eps, euler, denoise(euler, jnp.where(at_end, at.t, at.s)).eps, at_end
 
 
 def _deis_step(order, denoise, process, x, memory, at):
@@ -40,7 +44,7 @@ def _deis_step(order, denoise, process, x, memory, at):
     nodes, values = (0.0, *((place - half_t) / h for place in places)), (eps, *values)
 
     def through(count):
-        return lambda x: x + _bent(process, at.s, h, newton(nodes[:count], values[:count]))
+        return lambda x: x + bend_by_eps(process, at.s, h, newton(nodes[:count], values[:count]))
 
     moved = move_by_eps(process, x, eps, at.t, at.s)
     x = by_order(jnp.where(at_end, 1, at.i + 1), (lambda x: x, *(through(k) for k in range(2, order.value + 1))), moved)
@@ -48,11 +52,9 @@ def _deis_step(order, denoise, process, x, memory, at):
 
 
 def _deis_start(denoise, process, x, memory, at):
-    half_t, h, at_end = span(process, at)
-    eps = denoise(x, at.t).eps
-    euler = move_by_eps(process, x, eps, at.t, at.s)
-    there = denoise(euler, jnp.where(at_end, at.t, at.s)).eps
-    x = euler + jnp.where(at_end, 0.0, _bent(process, at.s, h, [eps, there - eps]))
+    half_t, h, _ = span(process, at)
+    eps, euler, there, at_end = _euler_and_there(denoise, process, x, at)
+    x = euler + jnp.where(at_end, 0.0, bend_by_eps(process, at.s, h, [eps, there - eps]))
     return x, x, remember(memory, eps, half_t)
 
 
@@ -90,10 +92,7 @@ def _plms_step(denoise, process, x, memory, at):
 
 
 def _plms_start(denoise, process, x, memory, at):
-    eps = denoise(x, at.t).eps
-    euler = move_by_eps(process, x, eps, at.t, at.s)
-    at_end = process.sigma(at.s) == 0
-    there = denoise(euler, jnp.where(at_end, at.t, at.s)).eps
+    eps, euler, there, at_end = _euler_and_there(denoise, process, x, at)
     x = jnp.where(at_end, euler, move_by_eps(process, x, 0.5 * (eps + there), at.t, at.s))
     return x, x, remember(memory, eps, at.t)
 
@@ -145,7 +144,7 @@ def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
     """
     half_t, half_s = places[0], half_log_snr(process, s)
     h = jnp.where(jnp.isposinf(half_s), 1.0, half_s - half_t)
-    moved, alpha = move_by_x0(process, x, values[0], t, s), process.alpha(s)
+    moved = move_by_x0(process, x, values[0], t, s)
     at_s = () if corrected is None else ((1.0, corrected),)
 
     def of(count):
@@ -155,10 +154,10 @@ def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
             return moved
         if len(known) == 1:  # one slope with the weight 1/2 of their B(h) = e^-h - 1, in place of that of its integral
             ((node, value),) = known
-            return moved - alpha * jnp.expm1(-h) * 0.5 * (value - values[0]) / node
+            return moved - process.alpha(s) * jnp.expm1(-h) * 0.5 * (value - values[0]) / node
         nodes, known_values = zip(*known, strict=True)
         c = newton((0.0, *nodes), (values[0], *known_values))
-        return moved + alpha * h * integral(-h, [0.0, *c[1:]])
+        return moved + bend_by_x0(process, s, h, c)
 
     return [lambda count=count: of(count) for count in range(1, order + 1)]
 

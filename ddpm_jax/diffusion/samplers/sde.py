@@ -1,13 +1,11 @@
 """Samplers of the reverse SDE, equation (6) of `process`; Langevin dynamics."""
 
-import dataclasses
-
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.process import transition
 from ddpm_jax.diffusion.samplers.chain import ancestral, ddim
-from ddpm_jax.diffusion.samplers.core import Sampler, Static, no_memory, repeat
+from ddpm_jax.diffusion.samplers.core import Sampler, Static, no_memory, repeat, with_steps
 from ddpm_jax.diffusion.samplers.flow import euler
 
 
@@ -80,12 +78,8 @@ def corrected(predictor: Sampler, *, snr: float, corrector_steps: int = 1, norms
     """
     if norms not in NORMS:
         raise ValueError(f"norms must be one of {', '.join(NORMS)}, found {norms!r}")
-
-    def with_corrector(step):
-        return step and Partial(_corrected_step, step, Partial(NORMS[norms]), jnp.asarray(snr, float), Static(corrector_steps))
-
-    step, start = with_corrector(predictor.step), with_corrector(predictor.start)
-    return dataclasses.replace(predictor, step=step, start=start)
+    knobs = Partial(NORMS[norms]), jnp.asarray(snr, float), Static(corrector_steps)
+    return with_steps(predictor, lambda step: Partial(_corrected_step, step, *knobs))
 
 
 PREDICTORS = {
@@ -111,10 +105,10 @@ def predictor_corrector(
 
 def _langevin(rate, langevin_steps, process, x, t, at, first):
     """Langevin steps at the level t, with the noises from `first` on: in y = x / alpha as in x, but for the size of a step."""
-    t = jnp.where(process.sigma(t) == 0, at.t, t)  # a level without noise has no step, and no eps
+    sigma = process.sigma(t)
+    t = jnp.where(sigma == 0, at.t, t)  # a level without noise has steps of size 0, and no eps
 
     def move(denoise, apart, x, j):  # noqa: ARG001
-        sigma = process.sigma(t)
         return x - rate * sigma * denoise(x, t).eps + jnp.sqrt(2 * rate) * sigma * at.noise(first + j)
 
     return repeat(at, langevin_steps, move, x)
@@ -122,7 +116,7 @@ def _langevin(rate, langevin_steps, process, x, t, at, first):
 
 def _annealed_step(rate, langevin_steps, denoise, process, x, memory, at):  # noqa: ARG001 - it evaluates in loops
     x = process.alpha(at.s) / process.alpha(at.t) * x
-    x = jnp.where(process.sigma(at.s) == 0, x, _langevin(rate, langevin_steps.value, process, x, at.s, at, 0))
+    x = _langevin(rate, langevin_steps.value, process, x, at.s, at, 0)
     return x, x, memory
 
 
