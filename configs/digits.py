@@ -20,7 +20,7 @@ from ddpm_jax import variants
 def get_config(names: str = ""):
     config = configs.base()
     config.data.name = "digits"
-    config.network.update(channels=32, multipliers=(1, 2), blocks=1, attention=(4,))
+    config.network.update(channels=32, groups=8, multipliers=(1, 2), blocks=1, attention=(4,))
     config.optim.update(learning_rate=2e-3, warmup_steps=100)
     config.ema.decays = (0.995,)
     config.train.update(steps=500, log_every=50, sample_every=250, checkpoint_every=250)

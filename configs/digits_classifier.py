@@ -18,7 +18,7 @@ def get_config(names: str = ""):
     config = configs.base()
     config.task = "classifier"
     config.data.name = "digits"
-    config.network.update(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), scale_shift_norm=True)
+    config.network.update(channels=32, groups=8, multipliers=(1, 2), blocks=1, attention=(4,), scale_shift_norm=True)
     config.optim.update(learning_rate=1e-3, warmup_steps=50)
     config.ema.decays = (0.99,)
     config.train.update(steps=300, log_every=50, checkpoint_every=150)

@@ -12,7 +12,7 @@ from ddpm_jax import variants
 def get_config(names: str = ""):
     config = configs.base()
     config.data.update(name="folder", image_size=64)
-    config.network.update(channels=64, multipliers=(1, 2, 2, 4), attention=(16,))
+    config.network.update(channels=64, groups=16, multipliers=(1, 2, 2, 4), attention=(16,))
     config.optim.warmup_steps = 500
     config.ema.decays = (0.9995,)
     config.train.update(steps=50_000, batch_size=64, sample_every=2_500, checkpoint_every=2_500)

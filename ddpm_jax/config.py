@@ -72,7 +72,7 @@ KEYS: dict[str, Key] = {
     "network.blocks": Key(2, "residual blocks per level", POSITIVE),
     "network.attention": Key((16,), "feature-map heights with self-attention", POSITIVE),
     "network.heads": Key(1, "attention heads", POSITIVE),
-    "network.groups": Key(32, "groups of GroupNorm, at most", POSITIVE),
+    "network.groups": Key(32, "groups of GroupNorm, at most: one of a single channel forgets the time added to it", POSITIVE),
     "network.dropout": Key(0.0, "dropout rate in training", BELOW_ONE),
     "network.scale_shift_norm": Key(False, "unet: time scales and shifts the normalised features instead of adding to them"),
     "network.residual_resample": Key(False, "unet: residual blocks between levels instead of convolutions"),

@@ -104,7 +104,7 @@ def cond(config: ConfigDict) -> None:
 
 def smoke(config: ConfigDict) -> None:
     """the whole job in seconds on a CPU: a tiny network, a few steps, a checkpoint, samples"""
-    config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention=(), heads=1)
+    config.network.update(channels=8, groups=2, multipliers=(1, 2), blocks=1, attention=(), heads=1)
     config.optim.update(warmup_steps=2)
     config.train.update(steps=8, batch_size=16, steps_per_call=0, log_every=2, sample_every=4, checkpoint_every=4)
     config.sampler.update(steps=5, num_samples=4, batch_size=4)
