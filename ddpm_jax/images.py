@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.errors import UserError
+
 
 def to_model(data):
     """k / 127.5 - 1 for uint8; floats, which are not pixels, as they are."""
@@ -12,3 +14,18 @@ def to_model(data):
 def to_uint8(images) -> np.ndarray:
     """round(127.5 (x + 1)), clipped to [0, 255]."""
     return np.clip(np.rint(127.5 * (np.asarray(images, np.float64) + 1)), 0, 255).astype(np.uint8)
+
+
+def checked(given, shape: tuple[int, ...], what: str, *, bounded: bool = True) -> np.ndarray:
+    """`to_model` of images [N, *shape], uint8 or floats, in [-1, 1] if `bounded`, or of points.
+
+    Raises UserError, which calls them `what`, for others.
+    """
+    given = np.asarray(given)
+    if given.shape[1:] != tuple(shape) or not len(given):
+        raise UserError(f"{what} must be of the run's shape, [N, {', '.join(map(str, shape))}], found {list(given.shape)}.")
+    if bounded and len(shape) == 3 and given.dtype != np.uint8 and not np.all(np.abs(given) <= 1):
+        raise UserError(
+            f"{what} must be uint8, or floats from -1 to 1, found {given.dtype} from {given.min()} to {given.max()}."
+        )
+    return np.asarray(to_model(given), np.float32)

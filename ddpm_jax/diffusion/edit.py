@@ -28,6 +28,12 @@ def slerp(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Array:
     return weigh(1 - fraction) * a + weigh(fraction) * b
 
 
+def noised(process: Process, t: jax.Array, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Images [B, ...] at the time t, noised by the normals that sampling with their keys starts from."""
+    eps = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(noise_keys(keys, 0, 0))
+    return add_noise(process, images, eps, t)
+
+
 def img2img(
     sampler: Sampler,
     denoise: Denoiser,
@@ -41,10 +47,8 @@ def img2img(
 ) -> Sampled:
     """Noises images [B, ...] to times[0] and runs the sampler from there down the grid (Meng et al. 2022, SDEdit).
 
-    times: [N], decreasing, the end of a grid: `grid[grid <= t]`; the later times[0], the less stays of the image. An image's
-    noise is the normal that sampling with its key starts from, so that where alpha(times[0]) = 0 this is sampling. Else as
-    `sample`, with its errors.
+    times: [N], decreasing, the end of a grid: `grid[grid <= t]`; the later times[0], the less stays of the image: where
+    alpha(times[0]) = 0 this is sampling with the keys. Else as `sample`, with its errors.
     """
-    eps = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(noise_keys(keys, 0, 0))
-    x = add_noise(process, images, eps, times[0])
+    x = noised(process, times[0], keys, images)
     return sample(sampler, denoise, process, times, keys, images.shape[1:], x=x, last=last, frames=frames)

@@ -29,25 +29,16 @@ class Given(NamedTuple):
 
 def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) -> Given:
     """Of images [N, H, W, C], uint8 or in [-1, 1], and a mask [H, W] or [H, W, 1 or C]. UserError where the run has others."""
-    pictures, mask = np.asarray(pictures), np.asarray(mask)
+    mask = np.asarray(mask)
     if len(image_shape) != 3:
         raise UserError(f"Inpainting is for images, and this run has data of shape {list(image_shape)}: take a run of images.")
-    if pictures.shape[1:] != image_shape or not len(pictures):
-        raise UserError(
-            f"The images to inpaint must be of the run's shape, [N, {', '.join(map(str, image_shape))}], found "
-            f"{list(pictures.shape)}: resize them."
-        )
-    if pictures.dtype != np.uint8 and not np.all(np.abs(pictures) <= 1):
-        raise UserError(
-            f"The images to inpaint must be uint8, or floats from -1 to 1, found {pictures.dtype} from {pictures.min()} to "
-            f"{pictures.max()}."
-        )
+    pictures = images.checked(pictures, image_shape, "The images to inpaint")
     known = mask if mask.ndim == 3 else mask[..., None]
     if known.shape not in (image_shape, (*image_shape[:2], 1)):
         raise UserError(
             f"The mask must be of the images' size, {image_shape[0]} x {image_shape[1]}, found an array of {list(mask.shape)}."
         )
-    return Given(np.asarray(images.to_model(pictures), np.float32), known.astype(bool))
+    return Given(pictures, known.astype(bool))
 
 
 def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
+from ddpm_jax.diffusion.edit import noised
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.sample import check_encoder, sample_keys
 from ddpm_jax.errors import UserError
+from ddpm_jax.images import checked
 from ddpm_jax.training import checkpoints, inpainting, parallel, run_directory, sampling
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.step import State, init_state
@@ -23,6 +27,8 @@ from ddpm_jax.training.tasks import Task, build
 
 # Sampler settings that are arguments of the compiled sampler.
 TRACED = ("ema", "labels", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
+
+INVERTIBLE = {"name": "ddim", "last": "stop", "clip": "none"}  # what `encode` and `decode` do but for what they are told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,32 @@ class Run:
         given = inpainting.given(images, mask, self.image_shape)
         return self.draw(count or len(given.images), given, **settings).x
 
+    def encode(self, images: np.ndarray, **sampler: Any) -> np.ndarray:
+        """The noises [N, ...] that images [N, ...] (uint8, or in [-1, 1]) come from: DDIM inversion.
+
+        Keyword arguments as for `sample`; name="heun" or another sampler without noise of its own runs up the probability-flow
+        ODE instead. Nothing is clipped, for that could not be undone. `decode` with the same arguments leads back, up to the
+        error of the steps (measured in experiments/guidance); a mixture of two noises (`diffusion.edit.slerp`) leads to an
+        image between. A conditional run wants the labels, of image i labels[i mod their number]. Raises UserError as `sample`,
+        for images of another shape, and for a sampler that draws noise.
+        """
+        given = checked(images, self.image_shape, "The images to encode")
+        return self.draw(len(given), start=given, up=True, **INVERTIBLE | sampler).x
+
+    def decode(self, latents: np.ndarray, **sampler: Any) -> np.ndarray:
+        """The images that noises [N, ...] lead to. See `encode`."""
+        given = checked(latents, self.image_shape, "The noises", bounded=False)
+        return self.draw(len(given), start=given, **INVERTIBLE | sampler).x
+
+    def img2img(self, images: np.ndarray, until: float, **sampler: Any) -> np.ndarray:
+        """Images near the given ones [N, ...]: noised to the time `until`, in (0, t_max], and sampled from there (SDEdit).
+
+        Of the grid of config.sampler the times up to `until` are used. Keyword arguments and errors as for `encode`, but for
+        the sampler, which is the run's own.
+        """
+        given = checked(images, self.image_shape, "The images")
+        return self.draw(len(given), start=given, until=until, **sampler).x
+
     def trajectory(self, count: int, frames: int = 24, **sampler: Any) -> np.ndarray:
         """[frames, count, ...]: the states from noise to the samples that `sample` would return."""
         film = self.draw(count, frames=frames, **({"batch_size": count} | sampler)).frames
@@ -92,11 +124,22 @@ class Run:
             )
         return film
 
-    def draw(self, count: int, given: inpainting.Given | tuple = (), **sampler: Any):
+    def draw(
+        self,
+        count: int,
+        given: inpainting.Given | tuple = (),
+        start: np.ndarray | None = None,
+        until: float | None = None,
+        up: bool = False,
+        **sampler: Any,
+    ):
         """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
 
-        Calls that differ in what is TRACED alone run one compiled program.
+        given: what to inpaint. start [count, ...]: the states to begin in; until: images, rather, to be noised to that time;
+        up: images, to be encoded. Calls that differ in what is TRACED alone run one compiled program.
         """
+        if start is not None and self.config.cond.labels and "labels" not in sampler:
+            raise UserError(f"The run in {self.workdir} is conditional: give labels=, of image i labels[i mod their number].")
         flat = configs.flatten(self.config)
         guidance = sampler.pop("guidance", {})
         guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
@@ -121,14 +164,35 @@ class Run:
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
         settings = {key: value for key, value in config.sampler.items() if key not in TRACED}
-        same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}])
+        same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}, up])
+        task = task._replace(sample=partial(task.sample, up=up)) if task.sample else task
         draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices, tell=False)
         knobs = task.knobs._replace(given=given)
+        if start is not None:
+            knobs = _from(start, until, up, knobs, sample_keys(config.sampler.seed, np.arange(count)))
         if given and same_program not in self.compiled:
             inpainting.check(config, task, self.state.ema[0], knobs)
         self.compiled[same_program] = draw
         params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
         return draw(params, knobs=knobs, seed=config.sampler.seed)
+
+
+def _from(start, until, up, knobs, keys):
+    """The knobs of samples that begin in these states, see `Run.draw`. Raises UserError where they cannot."""
+    if up:
+        try:
+            check_encoder(knobs.sampler, knobs.process, knobs.grid[::-1])
+        except ValueError as error:
+            raise UserError(f"These images cannot be encoded so: {error}.") from error
+    if until is not None:
+        if not knobs.grid[-1] <= until <= knobs.process.t_max:
+            raise UserError(
+                f"until must be from the earliest time of the grid, {float(knobs.grid[-1]):.4g}, to t_max, "
+                f"{float(knobs.process.t_max):.4g}, found {until}."
+            )
+        grid = knobs.grid[knobs.grid <= until]
+        knobs, start = knobs._replace(grid=grid), noised(knobs.process, grid[0], keys, start)
+    return knobs._replace(start=start)
 
 
 def load(workdir: str | Path) -> Run:

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
 from ddpm_jax.diffusion.process import Process, add_noise
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.sample import check, sample, sample_keys
+from ddpm_jax.diffusion.sample import check, encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ddpm_jax.diffusion.times import TIMES, Examples, Times
 from ddpm_jax.diffusion.transforms import CLIPS
@@ -35,7 +35,10 @@ LIMIT = 20.0  # log-SNR beyond which the log does not tell losses apart: a proce
 
 
 class Knobs(NamedTuple):
-    """The arrays that steer sampling, which never cause a recompilation. given: images to inpaint, or ()."""
+    """The arrays that steer sampling, which never cause a recompilation.
+
+    given: images to inpaint, or (). start [N, ...]: sample i begins at the first time of the grid in the state i mod N; or ().
+    """
 
     sampler: Sampler
     process: Process
@@ -43,6 +46,7 @@ class Knobs(NamedTuple):
     labels: jax.Array
     guidance: guided.Knobs
     given: inpainting.Given | tuple = ()
+    start: jax.Array | tuple = ()
 
 
 class Task(NamedTuple):
@@ -54,8 +58,9 @@ class Task(NamedTuple):
     which the log tells losses apart.
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
-    sample(params, knobs, seed, indices [B], frames, progress) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends on
-    seed, indices[i], its label and the knobs alone. None where there is nothing to sample.
+    sample(params, knobs, seed, indices [B], frames, progress, up) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends
+    on seed, indices[i], its label and the knobs alone; up: from knobs.start up the grid, to its noise. None where there is
+    nothing to sample.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
     process, and denoiser(params, labels, process) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a
     conditional network; None: the null label.
@@ -163,7 +168,7 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
         apply = partial(network.apply, params, **({} if labels is None else {"labels": labels}))
         return network_denoiser(apply, process, prediction, learned_variance=learned_variance)
 
-    def draw(params, knobs, seed, indices, frames=0, progress=None):
+    def draw(params, knobs, seed, indices, frames=0, progress=None, up=False):
         sampler, process, grid = knobs.sampler, knobs.process, knobs.grid
         labels = knobs.labels[indices % len(knobs.labels)] if labels_of_samples else None
         bind = lambda labels: denoiser(params, labels if classes else None, process)  # noqa: E731
@@ -172,8 +177,11 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
             sampler, denoise = inpainting.transformed(config, knobs.given, indices, sampler, denoise, process, grid[-1])
         denoise = CLIPS[config.sampler.clip](denoise, process)
         denoise = guided.by_classifier(denoise, labels, process, config.guidance, guides, knobs.guidance)
+        x = knobs.start[indices % len(knobs.start)] if len(knobs.start) else None
+        if up:
+            return encode(sampler, denoise, process, grid[::-1], x, frames=frames)
         keys = sample_keys(seed, indices)
-        return sample(sampler, denoise, process, grid, keys, image_shape, last=last, frames=frames, progress=progress)
+        return sample(sampler, denoise, process, grid, keys, image_shape, last=last, x=x, frames=frames, progress=progress)
 
     knobs = Knobs(sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides))
     shared = _on_its_way(process, times, image_shape)

@@ -13,7 +13,7 @@ import ddpm_jax
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.guidance import classifier_free, dynamic_thresholding
 from ddpm_jax.diffusion.predictions import PREDICTIONS
-from ddpm_jax.diffusion.sample import sample, sample_keys
+from ddpm_jax.diffusion.sample import encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import ddim
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
@@ -200,6 +200,20 @@ def test_denoisers_of_a_conditional_run(run):
     for wrong in (3, -1, [0, 5], 0.5, "a", [[1]], None):
         with pytest.raises(UserError, match="whole numbers from 0 to 2"):
             run.denoiser(wrong)
+
+
+def test_encoding_is_that_of_the_label(run):
+    """And wants one: by default image i would get the label i."""
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    with pytest.raises(UserError, match="is conditional: give labels="):
+        run.encode(x)
+    times, denoise = uniform(run.process, steps=5), run.denoiser(np.array([0, 2, 0, 2]))
+    latents = run.encode(x, labels=[0, 2])
+    np.testing.assert_allclose(latents, encode(ddim(), denoise, run.process, times[::-1], x).x, rtol=1e-3, atol=1e-3)
+    assert np.abs(latents - run.encode(x, labels=1)).max() > 0.01
+    keys = sample_keys(0, jnp.arange(4))
+    down = sample(ddim(), denoise, run.process, times, keys, (2,), x=jnp.asarray(latents), last="stop").x
+    np.testing.assert_allclose(run.decode(latents, labels=[0, 2]), down, rtol=1e-3, atol=1e-3)
 
 
 def test_mistakes(run, config, point_source, trained):

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 import ddpm_jax
+from ddpm_jax.diffusion.edit import img2img
 from ddpm_jax.diffusion.grids import uniform
-from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import ddim
+from ddpm_jax.diffusion.sample import encode, sample, sample_keys
+from ddpm_jax.diffusion.samplers import SAMPLERS, ddim
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
+from ddpm_jax.images import to_model
 from ddpm_jax.training import loop, run_directory
 from ddpm_jax.training.tasks import build
 
@@ -41,6 +43,35 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
 
     run.sample(4, name="ddim", steps=np.int64(6), eta=1, seed=4)
     assert len(run.compiled) == 2  # one more for the film; eta and seed are arguments
+
+
+def test_images_go_up_to_their_noises_and_down_again(workdir):
+    """encode and decode are the kernel's with run.denoise, undone by each other but for the error of 40 steps; img2img too."""
+    run = ddpm_jax.load(workdir)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    x = np.asarray(to_model(pictures))
+    for name, tolerance in (("ddim", 0.2), ("heun", 0.02)):  # untrained, the field is far from straight
+        times = uniform(run.process, steps=40)
+        latents = run.encode(pictures, name=name, steps=40)
+        by_hand = encode(SAMPLERS[name](), run.denoise, run.process, times[::-1], x)
+        np.testing.assert_allclose(latents, by_hand.x, atol=2e-4)
+        np.testing.assert_allclose(run.decode(latents, name=name, steps=40), x, atol=tolerance)
+    assert run.draw(3, start=x, up=True, name="heun", steps=4, clip="none").evaluations == 6
+
+    grid, keys = uniform(run.process, steps=10), sample_keys(5, jnp.arange(3))
+    near = img2img(ddim(eta=0.5), clipped(run.denoise, run.process), run.process, grid[grid <= 0.6], keys, x)
+    np.testing.assert_allclose(run.img2img(x, 0.6, name="ddim", eta=0.5, steps=10, seed=5), near.x, atol=1e-4)
+
+    with pytest.raises(UserError, match="cannot be encoded so: this sampler draws noise"):
+        run.encode(pictures, eta=0.5)
+    with pytest.raises(UserError, match=r"The images to encode must be of .* shape, \[N, 8, 8, 1\], found \[3, 8, 7, 1\]"):
+        run.encode(pictures[:, :, :7])
+    with pytest.raises(UserError, match="The images must be uint8, or floats from -1 to 1, found float64"):
+        run.img2img(2.0 * x.astype(float), 0.5)
+    with pytest.raises(UserError, match=r"until must be from the earliest time of the grid, 0.001, to t_max, 1, found 1.5"):
+        run.img2img(x, 1.5)
+    with pytest.raises(UserError, match=r"The noises must be of the run's shape"):
+        run.decode(latents[0])
 
 
 def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
