@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.bound import VARIANCES, bits, bound_term
+from ddpm_jax.diffusion.bound import VARIANCES, bins, bits, bound_term
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, PredictionType, split_output
 from ddpm_jax.diffusion.process import Process, add_noise, derivative
@@ -127,10 +127,11 @@ _CHAIN = "the bound's terms are those of a chain of steps that ends in the data,
 
 
 class Loss(NamedTuple):
-    """of(apply, process, prediction, x0, eps, t) -> [B], for x0, eps [B, ...] and t [B]; apply(x, time) is the network.
+    """of(apply, process, prediction, x0, eps, t, decoder) -> [B] for x0, eps [B, ...] and t [B]; apply(x, time) is the network.
 
-    learns: the variance of `posterior.VARIANCES` that the network has a second output for, after the first in the last axis; or
-    "". needs_chain: why it needs a table of steps down to sigma = 0, or "".
+    decoder: of the bound's last step, see `bound`; by default that of pixels. learns: the variance of `posterior.VARIANCES`
+    that the network has a second output for, after the first in the last axis; or "". needs_chain: why it needs a table of
+    steps down to sigma = 0, or "".
     """
 
     of: Callable
@@ -166,17 +167,17 @@ def _error(output, process, prediction, weighting, x0, eps, t):
     return weighting(process, t) / prediction.scale(process, t) * error.mean(range(1, error.ndim))
 
 
-def _bound(x, output, raw, variance, process, prediction, x0, t):
+def _bound(x, output, raw, variance, process, prediction, x0, t, decoder):
     """The bound's term of the pair (t, t - 1/T), in bits per dimension; x0_hat is not clipped. [B]."""
     s = (jnp.rint(t * process.num_steps) - 1) / process.num_steps
     guess = Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)
-    return bits(bound_term(process, x0, guess, t, s, VARIANCES[variance]), x0.shape[1:])
+    return bits(bound_term(process, x0, guess, t, s, VARIANCES[variance], decoder), x0.shape[1:])
 
 
 def denoising(*, weighting: Weighting) -> Loss:
     """`denoising_loss` with this weighting."""
 
-    def of(apply, process, prediction, x0, eps, t):
+    def of(apply, process, prediction, x0, eps, t, decoder=bins):  # noqa: ARG001 - it has no bound
         return denoising_loss(apply, process, prediction, weighting, x0, eps, t)
 
     return Loss(of)
@@ -194,9 +195,9 @@ def hybrid(*, weighting: Weighting, variance: str) -> Loss:
             "loss.name=denoising or vlb"
         )
 
-    def of(apply, process, prediction, x0, eps, t):
+    def of(apply, process, prediction, x0, eps, t, decoder=bins):
         x, output, raw = _predict(apply, process, prediction, x0, eps, t, learned_variance=True)
-        bound = _bound(x, jax.lax.stop_gradient(output), raw, variance, process, prediction, x0, t)
+        bound = _bound(x, jax.lax.stop_gradient(output), raw, variance, process, prediction, x0, t, decoder)
         return _error(output, process, prediction, weighting, x0, eps, t) + process.num_steps / 1000 * bound
 
     return Loss(of, variance, _CHAIN)
@@ -209,9 +210,9 @@ def vlb(*, variance: str) -> Loss:
     """
     learns = "" if variance in FIXED_VARIANCES else variance
 
-    def of(apply, process, prediction, x0, eps, t):
+    def of(apply, process, prediction, x0, eps, t, decoder=bins):
         x, output, raw = _predict(apply, process, prediction, x0, eps, t, learned_variance=bool(learns))
-        return process.num_steps * _bound(x, output, raw, variance, process, prediction, x0, t)
+        return process.num_steps * _bound(x, output, raw, variance, process, prediction, x0, t, decoder)
 
     return Loss(of, learns, _CHAIN)
 

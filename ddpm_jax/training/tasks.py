@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import images
 from ddpm_jax.construct import construct, takes
+from ddpm_jax.diffusion.bound import bins, density
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, Loss, check_chain
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
@@ -161,7 +162,8 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
             dropped = jax.vmap(jax.random.bernoulli, (0, None))(examples.of(LABEL), config.cond.dropout)
             given["labels"] = jnp.where(dropped, classes, batch["label"])
         apply = partial(network.apply, params, keys=examples.of(DROPOUT), **given)
-        losses = objective.of(apply, process, prediction, x0, eps, t)
+        decoder = bins if batch["image"].dtype == jnp.uint8 else density  # of pixels, or of points
+        losses = objective.of(apply, process, prediction, x0, eps, t, decoder)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
 
     def denoiser(params, labels=None, process=process):

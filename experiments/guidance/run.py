@@ -1,9 +1,9 @@
-"""Guidance scale against fidelity and variety on digits: classifier-free and classifier guidance; encoding and interpolation.
+"""Guidance scale against fidelity and variety on MNIST: classifier-free and classifier guidance; encoding and interpolation.
 
-    python -m ddpm_jax.main --config=configs/digits.py:cond --workdir=runs/digits-cond
-    python -m ddpm_jax.main --config=configs/digits.py --workdir=runs/digits
-    python -m ddpm_jax.main --config=configs/digits_classifier.py --workdir=runs/digits-classifier
-    python -m experiments.guidance.run runs/digits-cond runs/digits runs/digits-classifier
+    python -m ddpm_jax.main --config=configs/mnist.py:cond --workdir=runs/mnist-cond
+    python -m ddpm_jax.main --config=configs/mnist.py --workdir=runs/mnist
+    python -m ddpm_jax.main --config=configs/mnist_classifier.py --workdir=runs/mnist-classifier
+    python -m experiments.guidance.run runs/mnist-cond runs/mnist runs/mnist-classifier
 
 Writes scales.png, curves.png and interpolation.png beside this file and prints the tables. README.md says what is measured.
 """
@@ -11,41 +11,42 @@ Writes scales.png, curves.png and interpolation.png beside this file and prints 
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 import ddpm_jax
 from ddpm_jax import images, plots
-from ddpm_jax.data import digits
+from ddpm_jax.construct import construct
+from ddpm_jax.data import SOURCES
 from ddpm_jax.diffusion.edit import slerp
-from ddpm_jax.diffusion.grids import uniform
-from ddpm_jax.diffusion.sample import encode, sample, sample_keys
-from ddpm_jax.diffusion.samplers import SAMPLERS
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-CLASSES, EACH, STEPS = 10, 30, 50
+TRAINED_ON, TESTED_ON = 10_000, 5_000  # images, of the judge
+EACH, STEPS = 20, 25  # samples of a class, points of the grid
 HERE = Path(__file__).parent
 
 
-def judge():
-    """A support-vector machine on half of the real digits, and its accuracy on the other half."""
-    pixels, labels = load_digits(return_X_y=True)
-    train, test, its, others = train_test_split(pixels, labels, test_size=0.5, random_state=0)
-    machine = SVC(gamma=0.001).fit(train, its)
-    return machine, machine.score(test, others)
+def real(run, split, count):
+    """The first images [count, H, W, C] of a split of the run's data, in [-1, 1], and their labels."""
+    arrays = construct(SOURCES, dict(run.config.data) | {"split": split}).arrays
+    return np.asarray(images.to_model(arrays["image"][:count])), arrays["label"][:count]
+
+
+def judge(run):
+    """A support-vector machine trained on real images, and its accuracy on those of the test split."""
+    pixels, labels = real(run, "train", TRAINED_ON)
+    machine = SVC(C=5.0).fit(pixels.reshape(len(pixels), -1), labels)
+    pixels, labels = real(run, "test", TESTED_ON)
+    return machine, machine.score(pixels.reshape(len(pixels), -1), labels)
 
 
 def measure(machine, drawn, labels):
     """Share of samples that the judge gives their label, and the mean RMS distance of two samples of one class."""
-    pixels = (np.clip(drawn, -1, 1) + 1) * 8  # the data set's own scale, 0 to 16
-    agreed = float(np.mean(machine.predict(pixels.reshape(len(drawn), -1)) == labels))
+    agreed = float(np.mean(machine.predict(np.clip(drawn, -1, 1).reshape(len(drawn), -1)) == labels))
     distances = []
-    for label in range(CLASSES):
+    for label in np.unique(labels):
         flat = drawn[labels == label].reshape(-1, drawn[0].size)
         pairs = np.sqrt(np.mean((flat[:, None] - flat[None]) ** 2, -1))
         distances.append(pairs.sum() / (len(flat) * (len(flat) - 1)))
@@ -53,12 +54,13 @@ def measure(machine, drawn, labels):
 
 
 def curves(conditional, plain, classifier) -> None:
-    machine, accuracy = judge()
-    labels = np.arange(CLASSES * EACH) % CLASSES
-    real = digits.load(split="train").arrays
-    first = np.concatenate([np.flatnonzero(real["label"] == label)[:EACH] for label in range(CLASSES)])
-    of_data = measure(machine, np.asarray(images.to_model(real["image"][first])), real["label"][first])
-    print(f"the judge is right on {accuracy:.3f} of the digits that it has not seen")
+    machine, accuracy = judge(plain)
+    classes = conditional.num_classes
+    labels = np.arange(classes * EACH) % classes
+    pixels, its = real(plain, "test", TESTED_ON)
+    first = np.concatenate([np.flatnonzero(its == label)[:EACH] for label in range(classes)])
+    of_data = measure(machine, pixels[first], its[first])
+    print(f"the judge is right on {accuracy:.3f} of {TESTED_ON} real images that it has not seen")
     print(f"| data | | {of_data[0]:.3f} | {of_data[1]:.3f} |", flush=True)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes, columns = figure.subplots(), []
@@ -69,14 +71,12 @@ def curves(conditional, plain, classifier) -> None:
     ):
         found = []
         for scale in SCALES:
-            drawn = run.sample(
-                len(labels), labels=tuple(range(CLASSES)), guidance={"scale": scale, **extra}, name="ddim", steps=STEPS,
-                batch_size=len(labels),
-            )  # fmt: skip
+            guidance = {"scale": scale, **extra}
+            drawn = run.sample(len(labels), labels=range(classes), guidance=guidance, name="ddim", steps=STEPS, batch_size=100)
             found.append(measure(machine, drawn, labels))
             print(f"| {name} | {scale:g} | {found[-1][0]:.3f} | {found[-1][1]:.3f} |", flush=True)
             if not extra:
-                columns.append(drawn[:CLASSES])
+                columns.append(drawn[:classes])
         agreed, variety = zip(*found, strict=True)
         axes.plot(variety, agreed, marker="o", label=name)
         for scale, x, y in zip(SCALES, variety, agreed, strict=True):
@@ -91,28 +91,18 @@ def curves(conditional, plain, classifier) -> None:
 
 
 def interpolation(run) -> None:
-    """Pairs of real digits encoded, mixed along the arc between them and decoded; the error of going there and back."""
-    real = jnp.asarray(images.to_model(digits.load(split="train").arrays["image"][:16]))
-    up = jax.jit(lambda x, times, sampler: encode(sampler, run.denoise, run.process, times, x).x)
-    keys = sample_keys(0, jnp.arange(64))
-
-    @jax.jit
-    def down(x, times, sampler):
-        return sample(sampler, run.denoise, run.process, times, keys[: len(x)], real.shape[1:], x=x, last="stop").x
-
+    """Pairs of real images encoded, mixed along the arc between them and decoded; the error of going there and back."""
+    given, _ = real(run, "test", 12)
     for name in ("ddim", "heun"):
         for steps in (20, 50, 200):
-            times, sampler = uniform(run.process, steps=steps), SAMPLERS[name]()
-            back = down(up(real, times[::-1], sampler), times, sampler)
-            print(f"| {name} | {steps} | {float(jnp.sqrt(jnp.mean((back - real) ** 2))):.4f} |", flush=True)
-    times, sampler = uniform(run.process, steps=200), SAMPLERS["ddim"]()
-    latent = up(real[:12], times[::-1], sampler)
-    mixed = jnp.concatenate([slerp(latent[0::2], latent[1::2], fraction)[:, None] for fraction in np.linspace(0, 1, 8)], 1)
-    decoded = down(mixed.reshape(-1, *real.shape[1:]), times, sampler).reshape(mixed.shape)
-    rows = jnp.concatenate([real[0:12:2, None], decoded, real[1:12:2, None]], 1)  # the real ones at the ends
-    plots.save_png(
-        HERE / "interpolation.png", plots.image_grid(images.to_uint8(np.asarray(rows).reshape(-1, *real.shape[1:])), columns=10)
-    )
+            back = run.decode(run.encode(given, name=name, steps=steps), name=name, steps=steps)
+            print(f"| {name} | {steps} | {np.sqrt(np.mean((back - given) ** 2)):.4f} |", flush=True)
+    latents = jnp.asarray(run.encode(given, steps=200))
+    mixed = jnp.stack([slerp(latents[0::2], latents[1::2], fraction) for fraction in np.linspace(0, 1, 8)], 1)
+    decoded = run.decode(mixed.reshape(-1, *given.shape[1:]), steps=200).reshape(mixed.shape)
+    rows = np.concatenate([given[0::2, None], decoded, given[1::2, None]], 1)  # the real ones at the ends
+    pixels = images.to_uint8(rows.reshape(-1, *given.shape[1:]))
+    plots.save_png(HERE / "interpolation.png", plots.image_grid(pixels, columns=10))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.bound import VARIANCES, bits, bound_term
+from ddpm_jax.diffusion.bound import VARIANCES, bits, bound_term, density
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, check_chain, denoising_loss, edm, min_snr, p2, sigmoid
 from ddpm_jax.diffusion.oracle import denoiser, gaussian
 from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction
@@ -168,6 +168,8 @@ def test_bound_losses_are_made_of_the_bounds_terms():
     terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, VARIANCES["large"]), (4,))
     assert fixed.learns == ""
     chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t), 20 * terms, rtol=1e-4)
+    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, VARIANCES["large"], density), (4,))
+    chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t, density), 20 * terms, rtol=1e-4)
 
 
 @jax.jit

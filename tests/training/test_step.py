@@ -7,6 +7,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from ddpm_jax.construct import construct
+from ddpm_jax.diffusion.bound import bins, density
+from ddpm_jax.diffusion.losses import LOSSES, Loss
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
@@ -51,6 +53,20 @@ def test_the_same_on_any_number_of_devices_and_in_micro_batches(point_config, po
     """The same noise for each example, so only the order of the sums differs."""
     one = run_steps(point_config, point_source, 3, devices=1)
     assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
+
+
+def test_the_bound_ends_in_the_mass_of_pixels_and_in_the_density_of_points(point_config, monkeypatch):
+    decoders = []
+
+    def spy(apply, process, prediction, x0, eps, t, decoder):  # noqa: ARG001
+        decoders.append(decoder)
+        return jnp.zeros(len(x0))
+
+    monkeypatch.setitem(LOSSES, "denoising", lambda *, weighting: Loss(spy))  # noqa: ARG005
+    task, keys = build(point_config, (2,)), jax.random.split(jax.random.key(0), 3)
+    for dtype in (jnp.uint8, jnp.float32):
+        task.loss({}, {"image": jnp.zeros((3, 2), dtype)}, Examples(keys, jnp.arange(3), 3), ())
+    assert decoders == [bins, density]
 
 
 @pytest.mark.parametrize("devices, micro_batches", [(4, 1), (1, 4)])
