@@ -22,8 +22,8 @@ from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import NO_SAMPLES, Task
 
-# Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds; `times` may be long.
-ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames", "times")
+# Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds.
+ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames")
 PROGRESS_FROM = 100  # grid points from which a batch reports from inside its scan, which bars it from the compilation cache
 
 

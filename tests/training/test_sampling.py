@@ -70,6 +70,9 @@ def test_files(tiny_config, tmp_path):
     tiny_config.guidance.update(scale=2.5, weak="runs/small/")
     words = "labels_0-12_guidance_scale_2.5_guidance_weak_small"
     assert sampling.sample_name(tiny_config, 1000) == f"step_00001000_ddim5_eta0.5_{words}_seed0_n4"
+    tiny_config.sampler.update(grid="explicit", times=(1.0, 0.5))
+    assert "_times_1.0-0.5_" in sampling.sample_name(tiny_config, 1000)
+    tiny_config.sampler.update(times=tuple(range(50, 0, -1)))
     tiny_config.sampler.labels = tuple(range(100))
     assert len(sampling.sample_name(tiny_config, 1000)) < 120
 
