@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ddpm_jax.data import SOURCES, tfds_images
+from ddpm_jax.data import SOURCES, tfds_images, tfds_prepare, tfds_read
 from ddpm_jax.errors import UserError
 
 FILES = {
@@ -254,7 +254,7 @@ def test_no_network_is_told_at_once(tmp_path):
 
 
 def test_a_server_that_never_answers_is_given_up(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_images, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(tfds_prepare, "PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         register(monkeypatch, raw[0], f"http://127.0.0.1:{silent.getsockname()[1]}/")
         start = time.monotonic()
@@ -264,7 +264,7 @@ def test_a_server_that_never_answers_is_given_up(raw, tmp_path, monkeypatch):
 
 
 def test_the_wait_for_a_server_is_under_ten_seconds():
-    assert tfds_images.PROBE_SECONDS < 8
+    assert tfds_prepare.PROBE_SECONDS < 8
 
 
 def test_missing_raw_files_are_listed(small, tmp_path):
@@ -382,16 +382,16 @@ def test_a_tfrecord_set_reads_the_same(prepared, shards):
 
 def test_another_version_is_read_and_array_record_preferred(prepared, monkeypatch):
     # No raw files and no server: whatever is there must do.
-    monkeypatch.setattr(tfds_images, "_prepare", lambda *_: pytest.fail("must not prepare"))
+    monkeypatch.setattr(tfds_images, "prepare", lambda *_: pytest.fail("must not prepare"))
     expected = tfds_images.mnist(split="train", data_dir=str(prepared))
     old = prepared / "mnist" / "3.0.0"
     shutil.copytree(prepared / "mnist" / "3.0.1", old)
     (old / "dataset_info.json").write_text((old / "dataset_info.json").read_text().replace("3.0.1", "3.0.0"))
     newer = to_tfrecord(prepared)
-    assert tfds_images._find_prepared(prepared / "mnist") == (old, "array_record")
+    assert tfds_images.find_prepared(prepared / "mnist") == (old, "array_record")
     assert_same(tfds_images.mnist(split="train", data_dir=str(prepared)), expected)
     shutil.rmtree(old)
-    assert tfds_images._find_prepared(prepared / "mnist") == (newer, "tfrecord")
+    assert tfds_images.find_prepared(prepared / "mnist") == (newer, "tfrecord")
 
 
 @pytest.mark.parametrize("form", ["array_record", "tfrecord"])
@@ -418,7 +418,7 @@ def test_a_set_that_lacks_records_is_told(prepared):
 
 def test_the_cache_gives_the_same_without_the_reader(prepared, monkeypatch):
     first = tfds_images.mnist(split="train", data_dir=str(prepared))
-    monkeypatch.setattr(tfds_images, "_examples", lambda *_: pytest.fail("must come from the cache"))
+    monkeypatch.setattr(tfds_read, "_examples", lambda *_: pytest.fail("must come from the cache"))
     assert_same(tfds_images.mnist(split="train", data_dir=str(prepared)), first)
     assert [path.name for path in (prepared / "mnist/ddpm_jax_cache").iterdir()] == ["3.0.1-train.npz"]
 
@@ -450,7 +450,7 @@ def test_a_cache_that_does_not_fit_is_made_again(prepared, monkeypatch, damage):
     first = tfds_images.mnist(split="train", data_dir=str(prepared))
     bad_caches()[damage](prepared / "mnist/ddpm_jax_cache/3.0.1-train.npz")
     assert_same(tfds_images.mnist(split="train", data_dir=str(prepared)), first)
-    monkeypatch.setattr(tfds_images, "_examples", lambda *_: pytest.fail("must come from the new cache"))
+    monkeypatch.setattr(tfds_read, "_examples", lambda *_: pytest.fail("must come from the new cache"))
     assert_same(tfds_images.mnist(split="train", data_dir=str(prepared)), first)
 
 
