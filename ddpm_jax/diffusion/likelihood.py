@@ -112,12 +112,11 @@ def _advanced(state, h, coefficients, slopes):
 
 
 def _adaptive(slope, process, t_min, state, probes, *, rtol, atol, max_evaluations):
-    def field(u, state, probes):
-        state, probes = jax.tree.map(lambda x: x[None], (state, probes))
-        return jax.tree.map(lambda x: x[0], slope(state, probability_flow.time(process, u), probes))
+    def field(u, state):
+        return slope(state, probability_flow.time(process, u), probes)
 
     first, last = probability_flow.position(process, jnp.stack([t_min, process.t_max]))
-    return adaptive.solve(field, state, first, last, probes, rtol=rtol, atol=atol, max_evaluations=max_evaluations)
+    return adaptive.solve(field, state, first, last, rtol=rtol, atol=atol, max_evaluations=max_evaluations)
 
 
 # solver(slope, process, t_min, state, probes) -> adaptive.Solved, from t_min to t_max; d state / du = slope(state, t, probes)

@@ -7,14 +7,14 @@ from ddpm_jax.diffusion import adaptive, oracle, probability_flow
 from ddpm_jax.diffusion.processes import PROCESSES
 
 
-def growth(t, x, rate):
+def growth(rates):
     """Grows by exp(rate sin(5 t) / 5)."""
-    return rate * jnp.cos(5 * t) * x
+    return lambda t, x: jnp.reshape(rates * jnp.cos(5 * t), (-1, *[1] * (x.ndim - 1))) * x
 
 
 def test_accuracy_and_direction(x64):  # noqa: ARG001
     """A tighter tolerance, which is traced as the ends are, is a smaller error; up and down again is where it began."""
-    solve = jax.jit(lambda x, t0, t1, tolerance: adaptive.solve(growth, x, t0, t1, rates, rtol=tolerance, atol=tolerance))
+    solve = jax.jit(lambda x, t0, t1, tolerance: adaptive.solve(growth(rates), x, t0, t1, rtol=tolerance, atol=tolerance))
     x, rates = jnp.ones((3, 2)), jnp.array([0.5, 1.0, 4.0])
     exact = jnp.exp(rates * jnp.sin(10.0) / 5)[:, None] * x
     errors = []
@@ -29,13 +29,14 @@ def test_accuracy_and_direction(x64):  # noqa: ARG001
 def test_every_evaluation_is_counted():
     calls = []
 
-    def counted(t, x, rate):
-        jax.debug.callback(lambda _: calls.append(1), t)
-        return growth(t, x, rate)
-
     for rate in (0.5, 4.0):
+
+        def counted(t, x, rate=rate):
+            jax.debug.callback(lambda _: calls.append(1), t)
+            return growth(rate)(t, x)
+
         calls.clear()
-        solved = adaptive.solve(counted, jnp.ones((1, 2)), 0.0, 2.0, jnp.array([rate]))
+        solved = adaptive.solve(counted, jnp.ones((1, 2)), 0.0, 2.0)
         jax.effects_barrier()
         assert solved.evaluations[0] == len(calls) > 20
 
@@ -44,10 +45,10 @@ def test_an_example_is_alone():
     """Its state and its count are those that it has by itself; the stiffer one needs more evaluations."""
     x, rates = {"a": jnp.ones((2, 2)), "b": jnp.ones((2,))}, jnp.array([0.5, 20.0])
 
-    def field(t, x, rate):
-        return jax.tree.map(lambda part: growth(t, part, rate), x)
+    @jax.jit
+    def solve(x, rates):
+        return adaptive.solve(lambda t, x: jax.tree.map(lambda part: growth(rates)(t, part), x), x, 0.0, 2.0)
 
-    solve = jax.jit(lambda x, rates: adaptive.solve(field, x, 0.0, 2.0, rates))
     both = solve(x, rates)
     for i in range(2):
         alone = solve({name: part[i : i + 1] for name, part in x.items()}, rates[i : i + 1])
@@ -58,11 +59,11 @@ def test_an_example_is_alone():
 
 def test_the_limit():
     """It is told per example, and inside jit."""
-    solve = jax.jit(lambda rates: adaptive.solve(growth, jnp.ones((2, 1)), 0.0, 2.0, rates, max_evaluations=120))
+    solve = jax.jit(lambda rates: adaptive.solve(growth(rates), jnp.ones((2, 1)), 0.0, 2.0, max_evaluations=120))
     solved = solve(jnp.array([0.5, 50.0]))
     assert solved.reached.tolist() == [True, False] and solved.evaluations.max() <= 120
     with pytest.raises(ValueError, match="at least 7, those of one step, found 6"):
-        adaptive.solve(growth, jnp.ones((1, 1)), 0.0, 1.0, jnp.ones(1), max_evaluations=6)
+        adaptive.solve(growth(1.0), jnp.ones((1, 1)), 0.0, 1.0, max_evaluations=6)
 
 
 def test_times_of_positions(process, times):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import oracle
+from ddpm_jax.diffusion.grids import log_snr
 from ddpm_jax.diffusion.guidance import batched_pair, classifier_free, classifier_guidance, dynamic_thresholding, mean_shift
 from ddpm_jax.diffusion.posterior import VARIANCES, posterior_mean
 from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import At, ancestral, ddim
+from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, ddim, heun
 from ddpm_jax.diffusion.transforms import clipped, clipped_x0
 
 NAMES = ("vp", "sub_vp", "ve", "edm", "cosine")
@@ -69,6 +70,17 @@ def test_with_the_exact_classifier_the_score_form_is_the_conditional_denoiser(na
     some = predictions(jnp.array([1.0, 0.0] * 3), t)[0]  # a scale for each example
     chex.assert_trees_all_close(some.x0[::2], conditional.x0[::2], rtol=1e-8, atol=1e-8)
     chex.assert_trees_all_close(some.x0[1::2], unconditional.x0[1::2], rtol=1e-12)
+
+
+def test_the_adaptive_sampler_knows_whose_label_is_whose(x64):  # noqa: ARG001
+    """Each sample has steps of its own, and is steered by its own label: to where a hundred steps of Heun bring it."""
+    process, keys = PROCESSES["vp"](), sample_keys(0, jnp.arange(6))
+    guided = classifier_guidance(spoken(process), process, log_prob_of(data(), process, LABELS), scale=1.0)
+    drawn = {}
+    for name, sampler, steps in (("adaptive", adaptive_ode(), 2), ("heun", heun(), 100)):
+        times = log_snr(process, steps=steps)
+        drawn[name] = sample(sampler, guided, process, times, keys, (2,), last="stop").x
+    chex.assert_trees_all_close(drawn["adaptive"], drawn["heun"], atol=2e-3)
 
 
 @pytest.mark.parametrize("guide", [classifier_guidance, mean_shift])

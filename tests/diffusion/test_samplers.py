@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction, eps_to_x0
 from ddpm_jax.diffusion.processes import PROCESSES, from_betas
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import At, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
 from ddpm_jax.diffusion.samplers.flow import _churned_step as churned_step
 
 MEAN, COVARIANCE = [0.5, -0.3], [[0.3, 0.1], [0.1, 0.2]]
@@ -382,6 +382,28 @@ def test_gradients_through_the_scan(x64):  # noqa: ARG001
     none, all_fresh = knobs.at[0].set(0.0), knobs.at[0].set(1.0)
     chex.assert_trees_all_close(gradient(none)[0], (total(none + 2 * step[0]) - total(none)) / 2e-5, rtol=1e-3)
     assert jnp.isfinite(gradient(all_fresh)).all()
+
+
+IN_THE_GATE = ("unipc", "deis")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in IN_THE_GATE else pytest.mark.full)
+        for name in SAMPLERS
+        if name != "adaptive_ode"  # which has none
+    ],
+)
+def test_every_sampler_has_a_finite_gradient(name):
+    """By the state that it starts in and by the times."""
+    process, data, keys = PROCESSES["vp"](), mixture(), sample_keys(0, jnp.arange(2))
+
+    def total(x, times):
+        return sample(SAMPLERS[name](), oracle.denoiser(data, process), process, times, keys, (2,), x=x).x.sum()
+
+    by_x, by_times = jax.jit(jax.grad(total, (0, 1)))(jnp.ones((2, 2)), jnp.array([0.9, 0.6, 0.4, 0.2, 0.1]))
+    assert jnp.isfinite(by_x).all() and jnp.isfinite(by_times).all() and (by_x != 0).all()
 
 
 def test_a_sweep_recompiles_nothing():

@@ -93,7 +93,9 @@ def run(config, point_source, trained, monkeypatch):
     return run
 
 
-def test_a_sample_depends_on_its_label_not_on_those_of_others(run):
+@pytest.mark.parametrize("sampler", ["ddim", "adaptive_ode"])
+def test_a_sample_depends_on_its_label_not_on_those_of_others(sampler, run):
+    run.config.sampler.name = sampler
     in_turn = run.sample(6)
     np.testing.assert_allclose(in_turn, run.sample(6, labels=[0, 1, 2], batch_size=4), atol=1e-5)
     other = run.sample(6, labels=(2, 1))
@@ -235,9 +237,11 @@ def test_mistakes(run, config, point_source, trained):
     assert plain.sample(3).shape == (3, 2)
 
 
-def test_a_likelihood_is_that_of_the_example_given_its_label(run):
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_a_likelihood_is_that_of_the_example_given_its_label(solver, run):
     run.config.eval.update(bpd=True, steps=3, solver="rk4", bound_terms=2)
     assert bits_per_dimension.conditions_of(run)["data"]["given"] == "label"
+    run.config.eval.solver = solver
     compute = jax.jit(bits_per_dimension.make_compute(run.task, run.config, (2,)))
     image, places = jnp.ones((2, 2)), jnp.arange(2)
     found = [compute(run.params, {"image": image, "label": jnp.array(labels)}, places) for labels in ([0, 1], [0, 2])]

@@ -161,9 +161,11 @@ def integral(z: jax.Array, coefficients: list) -> jax.Array:
 
 
 def move_by_x0(process, x, x0, t, s):
-    """The step for constant x0: sigma_s / sigma_t x + alpha_s (1 - e^-h) x0. Also where alpha_t = 0 and where sigma_s = 0."""
+    """The step for constant x0: sigma_s / sigma_t x + alpha_s (1 - e^-h) x0. Also where alpha is 0 at t or s, or sigma_s is."""
     h = half_log_snr(process, s) - half_log_snr(process, t)
-    return process.sigma(s) / process.sigma(t) * x - process.alpha(s) * jnp.expm1(-h) * x0
+    of_x, to_zero = process.sigma(s) / process.sigma(t), process.alpha(s) == 0
+    of_x0 = -process.alpha(s) * jnp.expm1(-jnp.where(to_zero, 0.0, h))
+    return of_x * x + jnp.where(to_zero, -of_x * process.alpha(t), of_x0) * x0
 
 
 def move_by_eps(process, x, eps, t, s):

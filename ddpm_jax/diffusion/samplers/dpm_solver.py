@@ -98,10 +98,10 @@ def dpmpp_2s() -> Sampler:
 def _extrapolated(history, x0, half_t, half_s, i):
     """x0_hat with half the slope of the last step over the coming one: (h / 2 h_before) (x0 - x0_before).
 
-    x0 as it is at the first step and at one to sigma = 0.
+    x0 as it is at the first step and at one from or to an infinite log-SNR.
     """
     values, places = history
-    first = (i == 0) | jnp.isposinf(half_s)
+    first = (i == 0) | jnp.isinf(half_s)
     ratio = 0.5 * jnp.where(first, 0.0, half_s - half_t) / jnp.where(i == 0, 1.0, half_t - places[0])
     return x0 + ratio * (x0 - values[0])
 

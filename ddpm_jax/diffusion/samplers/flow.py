@@ -82,13 +82,13 @@ def _adaptive_step(rtol, atol, max_evaluations, denoise, process, x, memory, at)
     def solve(denoise):
         costs = []
 
-        def field(u, w, _):
+        def field(u, w):
             def costed(x, t):
                 prediction = denoise(x, t)
                 costs.append(prediction.evaluations)
                 return prediction
 
-            return probability_flow.slope(costed, process, w[None], probability_flow.time(process, u))[0]
+            return probability_flow.slope(costed, process, w, probability_flow.time(process, u))
 
         ends = probability_flow.position(process, at.t), probability_flow.position(process, at.s)
         start = x / probability_flow.scale(process, at.t)

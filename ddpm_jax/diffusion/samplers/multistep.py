@@ -144,10 +144,10 @@ def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
     """
     half_t, half_s = places[0], half_log_snr(process, s)
     h = jnp.where(jnp.isposinf(half_s), 1.0, half_s - half_t)
-    moved = move_by_x0(process, x, values[0], t, s)
     at_s = () if corrected is None else ((1.0, corrected),)
 
     def of(count):
+        moved = move_by_x0(process, x, values[0], t, s)
         past = [((place - half_t) / h, value) for place, value in zip(places[1:count], values[1:count], strict=True)]
         known = [*past, *at_s]
         if not known:
