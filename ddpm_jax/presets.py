@@ -84,8 +84,9 @@ def _improved(config):
 
 
 def _ncsnv2(config):
-    """Song & Ermon 2020, appendix B."""
-    config.optim.update(learning_rate=1e-4, warmup_steps=0, clip_norm=0.0)
+    """Song & Ermon 2020, appendix B and code; pixels and loss as for ve."""
+    config.process.update(sigma_min=0.02, sigma_max=100.0)
+    config.optim.update(learning_rate=1e-4, warmup_steps=0, clip_norm=0.0, eps=1e-8 / 1536)
     config.ema.decays = (0.999,)
     config.train.steps = 300_000
 

@@ -544,7 +544,10 @@ LEARNS = {"loss.name": "hybrid", "loss.variance": "learned"}
         (LEARNS | {"sampler.variance": "learned"}, "of single steps of the chain: take all of them, sampler.steps=1000"),
         ({"loss.name": "hybrid", "loss.variance": "small"}, "and small is fixed: take loss.variance=learned_range"),
         ({"loss.name": "vlb", "process.name": "vp"}, "a chain of steps that ends in the data"),
+        ({"loss.name": "vlb", "process.steps": 1, "sampler.steps": 1}, "take a beta table of two steps or more"),
         ({"times.name": "importance", "process.name": "vp"}, "at each step of a table"),
+        ({"times.t_min": 2.0, "process.name": "vp"}, "times.t_min=2.0 leaves no time below t_max = 1"),
+        ({"prediction.name": "edm", "loss.weighting": "edm", "loss.sigma_data": 0.3}, "loss.sigma_data=0.3 differ"),
     ],
 )
 def test_losses_times_and_variances_that_do_not_go_together(changes, words):

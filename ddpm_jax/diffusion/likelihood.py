@@ -98,6 +98,8 @@ def _fixed(tableau, slope, process, t_min, state, probes, *, steps, grid):
             slopes.append(slope(_advanced(state, h, row, slopes), middle, probes))
         return _advanced(state, h, tableau.weights, slopes), None
 
+    if process.num_steps and concrete(t_min) and abs(float(t_min) * process.num_steps - 1) > 1e-3:
+        raise ValueError(f"on a table the grids begin at 1/T, and t_min is {float(t_min):g}: take the solver dopri5")
     times = GRIDS[grid](process, steps=steps, **({} if process.num_steps else {"t_min": t_min}))[::-1]
     points = probability_flow.position(process, times), times
     state, _ = jax.lax.scan(body, state, ([p[:-1] for p in points], [p[1:] for p in points]))

@@ -222,5 +222,5 @@ LOSSES: dict[str, Callable[..., Loss]] = {"denoising": denoising, "hybrid": hybr
 
 def check_chain(process: Process, loss: Loss) -> None:
     """ValueError with the reason where the loss needs a table of steps down to sigma = 0, and the process is none."""
-    if loss.needs_chain and not (process.num_steps and float(process.sigma(0.0)) == 0):
-        raise ValueError(f"{loss.needs_chain}: take a beta table as the process, or loss.name=denoising")
+    if loss.needs_chain and not (process.num_steps > 1 and float(process.sigma(0.0)) == 0):
+        raise ValueError(f"{loss.needs_chain}: take a beta table of two steps or more as the process, or loss.name=denoising")

@@ -17,6 +17,7 @@ from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import VARIANCES, bins, density
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
@@ -101,7 +102,7 @@ def conditions_of(run: Run) -> dict[str, Any]:
             "dequantised": len(run.image_shape) == 3,
         },
         "bound": {
-            "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)),
+            "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)) - (not reaches_data(process)),
             "evaluated": c.bound_terms or "all",
             "variance": variance_of(run.config),
         },
@@ -117,6 +118,11 @@ def variance_of(config: ConfigDict) -> str:
     return name
 
 
+def reaches_data(process: Process) -> bool:
+    """Whether the bound's chain has a last step to sigma = 0, as that of a table of betas."""
+    return process.num_steps > 0 and float(process.sigma(0.0)) == 0
+
+
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
     """A function compute(params, batch, places [B]) -> {name: [B, ...]}, the results of these examples in nats.
 
@@ -126,7 +132,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
     variance = VARIANCES[variance_of(config)]
     solver = construct(likelihood.SOLVERS, c, choice="solver")
     times = likelihood.chain_times(process, steps=c.bound_steps)
-    to_data = process.num_steps > 0 and float(process.sigma(0.0)) == 0
+    to_data = reaches_data(process)
     width = -(-(c.bound_terms or len(times) - 1) // PARTS)
 
     def compute(params, batch, places):

@@ -102,6 +102,11 @@ def kernel(config) -> Kernel:
     check_alpha(process, prediction)
     loss = construct(LOSSES, dict(config.loss) | {"weighting": construct(WEIGHTINGS, config.loss, choice="weighting")})
     check_chain(process, loss)
+    of_network, of_loss = config.prediction.sigma_data, config.loss.sigma_data
+    if config.prediction.name == config.loss.weighting == "edm" and of_network != of_loss:
+        raise ValueError(f"prediction.sigma_data={of_network} and loss.sigma_data={of_loss} differ")
+    if config.times.t_min >= float(process.t_max):
+        raise ValueError(f"times.t_min={config.times.t_min} leaves no time below t_max = {float(process.t_max):.9g}")
     times = construct(TIMES, _with_t_min(config.times))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)

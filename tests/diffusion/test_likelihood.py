@@ -174,6 +174,8 @@ def test_mistakes():
         log_likelihood(denoise, KINDS["linear to zero"](), x, keys, solver=RK4)
     with pytest.raises(ValueError, match="grid must be one of log_snr, uniform, karras, found 'leading'"):
         heun(grid="leading")
+    with pytest.raises(ValueError, match="on a table the grids begin at 1/T, and t_min is 0.3: take the solver dopri5"):
+        flow(solver=RK4, t_min=0.3)
     with pytest.raises(ValueError, match="at least 2, the two ends, found 1"):
         rk4(steps=1)
     times = chain_times(process, steps=0)

@@ -27,7 +27,7 @@ from ddpm_jax.diffusion.likelihood import (
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
-from ddpm_jax.evaluation.bits_per_dimension import make_compute, variance_of
+from ddpm_jax.evaluation.bits_per_dimension import make_compute, reaches_data, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
@@ -142,6 +142,27 @@ def test_images(trained, capsys):
         "20 examples of made_up, split test", "12 evaluations",
     ):  # fmt: skip
         assert words in out
+
+
+@pytest.mark.parametrize("variant, transitions", [("vp", 8), ("ncsn", 11)])
+def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG001 - it has the network
+    """In continuous time, and on a ladder: the last noise is the decoder's, and asks no network."""
+    config = variants.apply(configs.base(), variant)
+    config.network.name = "toy"
+    config.process.steps = 12
+    config.sampler.steps = 12
+    config.eval.update(solver="rk4", steps=3, bound_steps=9, bound_terms=0)
+    task = build(config, (4, 4, 1))
+    params, levels = task.init(jax.random.key(0)), made_up(split="test").arrays["image"][:3]
+    found = jax.jit(make_compute(task, config, (4, 4, 1)))(params, {"image": levels}, jnp.arange(3))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
+    noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+    process, denoise = task.process, clipped(task.denoiser(params), task.process)
+    times = chain_times(process, steps=9)
+    bound = partial(variational_bound, denoise, process, variance=VARIANCES["large"], to_data=False)
+    by_hand = jax.jit(bound)(to_model(levels), noise, times)
+    np.testing.assert_allclose(found["bound"], by_hand.prior + by_hand.terms.sum(0) + by_hand.decoder, rtol=1e-4)
+    assert by_hand.evaluations == found["bound_evaluations"][0] == transitions == len(times) - (not reaches_data(process))
 
 
 def test_points(trained, capsys):

@@ -66,9 +66,9 @@ def churned(sampler: Sampler, s_churn: float, s_min: float = 0.0, s_max: float =
     """Each step of a sampler without memory from a time raised from t by fresh noise (Karras et al. 2022, algorithm 2).
 
     z = sigma / alpha goes to (1 + gamma) z, gamma = min(s_churn / n, sqrt 2 - 1) where s_min <= z <= s_max and else 0, of n
-    steps; not beyond t_max; on a table to the nearest step. The noise is that of the transition, equation (3) of `process`,
-    times s_noise, which their experiments have at 1.003 to 1.007. Bias: the sampler's, and s_noise^2 - 1 of what is added.
-    Evaluations: the sampler's.
+    transitions, to which theirs add the denoising at the end; not beyond t_max; on a table to the nearest step. The noise is
+    that of the transition, equation (3) of `process`, times s_noise, which their experiments have at 1.003 to 1.007. Bias: the
+    sampler's, and s_noise^2 - 1 of what is added. Evaluations: the sampler's.
     """
     knobs = (jnp.asarray(knob, float) for knob in (s_churn, s_min, s_max, s_noise))
     return Sampler(

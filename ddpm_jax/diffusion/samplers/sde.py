@@ -132,7 +132,8 @@ def annealed_langevin(*, langevin_steps: int = 5, rate: float = 0.062) -> Sample
     rate: their step size in units of the noise's variance: e / (2 sigma_L^2) = 0.1 of NCSN (e = 2e-5, sigma_L = 0.01, n = 100),
     e / sigma_L^2 = 0.062 of NCSNv2 (6.2e-6, 0.01, n = 5), whose last denoising is `last="denoise"`; "mean" is "stop".
     Bias: where the data are narrow against z, the variance on a level tends to 1 / (1 - rate / 2) of the true one, and
-    (1 - rate)^2n of a wider level's excess remains. ValueError for langevin_steps < 1. Evaluations per step: n, first 2n.
+    (1 - rate)^2n of a wider level's excess remains. A grid of one time has no step. ValueError for langevin_steps < 1.
+    Evaluations per step: n, first 2n.
     """
     if langevin_steps < 1:
         raise ValueError(f"langevin_steps must be at least 1, found {langevin_steps}")
