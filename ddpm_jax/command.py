@@ -83,9 +83,7 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
         apply_override(config, *override)
     configs.validate(config)
     for key, _ in overrides:
-        if not configs.applies(key, config):
-            by = configs.chooser(key)
-            raise UserError(f"config.{key} does not apply to {by}={configs.flatten(config)[by]}: leave it out.")
+        configs.check_applies(key, config)
         if mode in TAKES and not key.startswith(TAKES[mode]):
             taken = ", ".join(f"config.{prefix.rstrip('.')}" for prefix in TAKES[mode])
             raise UserError(f"--mode={mode} takes the run's config: only {taken} keys may be given, found config.{key}.")

@@ -262,6 +262,12 @@ def applies(key: str, config: ConfigDict) -> bool:
     return not by or takes(KEYS[by].accepts[flatten(config)[by]], key.partition(".")[2])
 
 
+def check_applies(key: str, config: ConfigDict) -> None:
+    """Raises UserError for a key that the choice made in its section does not take."""
+    if not applies(key, config):
+        raise UserError(f"config.{key} does not apply to {chooser(key)}={flatten(config)[chooser(key)]}: leave it out.")
+
+
 def validate(config: ConfigDict) -> None:
     """Raises UserError for an unknown key, a missing key, a value that is not accepted, or values that do not go together."""
     check_complete(config)
@@ -289,6 +295,10 @@ def _check_conditioning(config: ConfigDict) -> None:
     labels, c = config.sampler.labels, config.guidance
     if config.task == "classifier" and config.cond.labels:
         raise UserError("The variant cond shows a network the labels that a classifier (config.task) is to find: leave it out.")
+    if c.form != "score" and not c.classifier:
+        raise UserError(f"config.guidance.form={c.form} is of a classifier, and none is given: leave it out.")
+    if c.rescale and c.classifier:
+        raise UserError("config.guidance.rescale is of two predictions, and a classifier makes none: leave one of them out.")
     if c.weak and c.classifier:
         raise UserError("config.guidance.weak and config.guidance.classifier are both given: take one of them.")
     if labels and not (config.cond.labels or c.classifier):

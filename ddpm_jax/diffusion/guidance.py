@@ -41,6 +41,12 @@ def batched_pair(bind: Callable[[jax.Array], Denoiser], condition: jax.Array, ot
     return pair
 
 
+def where_it_acts(process: Process, t: jax.Array, low: jax.Array, high: jax.Array, scale: jax.Array, other: float) -> jax.Array:
+    """The scale where sigma / alpha at t is in [low, high], else the other one."""
+    level = jnp.exp(-process.log_snr(t) / 2)  # infinite where alpha = 0
+    return jnp.where((level >= low) & (level <= high), scale, other)
+
+
 def classifier_free(
     pair: Pair,
     process: Process,
@@ -72,8 +78,7 @@ def classifier_free(
 
     def denoise(x, t):
         conditional, unconditional = map(without_shift, pair(x, t))
-        level = jnp.exp(-process.log_snr(t) / 2)  # infinite where alpha = 0
-        w = expand(jnp.where((level >= low) & (level <= high), scale, 1.0), x)
+        w = expand(where_it_acts(process, t, low, high, scale, 1.0), x)
         x0, eps = (w * c + (1 - w) * u for c, u in zip(conditional[:2], unconditional[:2], strict=True))  # exact at 0 and 1
         if rescaled:
             output = prediction.target(process, x0, eps, t)

@@ -132,6 +132,8 @@ def _check_files(folder: Path) -> None:
     Comes before any other code reads them, which may trust a length that it finds. Checkpoints of before have no sums.
     """
     try:
+        if folder.is_symlink():
+            raise Damaged("it is a link")
         for path in folder.rglob("*"):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise Damaged(f"{path.relative_to(folder)} is a link or no file")

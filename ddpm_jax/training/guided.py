@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.guidance import batched_pair, classifier_free, classifier_guidance, dynamic_thresholding, mean_shift
+from ddpm_jax.diffusion.guidance import (
+    batched_pair,
+    classifier_free,
+    classifier_guidance,
+    dynamic_thresholding,
+    mean_shift,
+    where_it_acts,
+)
 from ddpm_jax.diffusion.predictions import Denoiser, PredictionType
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import UserError
@@ -77,7 +84,12 @@ def by_classifier(
     if not section.classifier:
         return denoise
     log_prob = lambda x, t: guides["guidance.classifier"].task.log_prob(knobs.classifier, x, t, labels, process)  # noqa: E731
-    return FORMS[section.form](denoise, process, log_prob, scale=knobs.scale)
+
+    def guide(x, t):
+        scale = where_it_acts(process, t, knobs.low, knobs.high, knobs.scale, 0.0)
+        return FORMS[section.form](denoise, process, log_prob, scale=scale)(x, t)
+
+    return guide
 
 
 def check_labels(config: ConfigDict, num_classes: int) -> None:
@@ -107,11 +119,22 @@ def labels_of_samples(config: ConfigDict, num_classes: int, guides: Mapping[str,
     return config.sampler.labels or tuple(range(num_classes))
 
 
-def check_guides(guides: Mapping[str, Any], process: Process, image_shape: tuple[int, ...], classes: int) -> None:
-    """UserError where a run does not go with the one that it is to guide, whose network is shown so many classes."""
+SAME_IMAGES = {"cifar10_raw": "cifar10"}  # data sets by another name
+
+
+def _data_of(config: ConfigDict) -> str:
+    name = config.data.name
+    return f"toy2d {config.data.pattern}" if name == "toy2d" else SAME_IMAGES.get(name, name)
+
+
+def check_guides(
+    guides: Mapping[str, Any], config: ConfigDict, process: Process, image_shape: tuple[int, ...], num_classes: int
+) -> None:
+    """UserError where a run does not go with the one that it is to guide, of this config, process and data."""
     for key, run in guides.items():
         classifies = key == "guidance.classifier"
-        its_classes = run.num_classes if classifies or run.config.cond.labels else 0
+        shown, its_shown = config.cond.labels, classifies or run.config.cond.labels
+        classes, its_classes = num_classes if shown or classifies else 0, run.num_classes if its_shown else 0
         if classifies != (run.config.task == "classifier"):
             wanted = "classifier" if classifies else "diffusion"
             raise UserError(f"The run in {run.workdir}, config.{key}, has config.task={run.config.task}: give one of {wanted}.")
@@ -119,7 +142,9 @@ def check_guides(guides: Mapping[str, Any], process: Process, image_shape: tuple
             differ = f"has images of {list(run.image_shape)}, and the run that it is to guide of {list(image_shape)}"
         elif not _same(run.process, process):
             differ = f"is of another process ({run.config.process.name}) than the run that it is to guide"
-        elif its_classes != classes and not (classifies and not classes):
+        elif _data_of(run.config) != _data_of(config):
+            differ = f"has the data {_data_of(run.config)}, and the run that it is to guide {_data_of(config)}"
+        elif its_classes != classes and (shown or not classifies or classes):
             differ = f"knows {its_classes or 'no'} classes, and the run that it is to guide {classes or 'none'}"
         else:
             continue

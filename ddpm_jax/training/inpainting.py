@@ -38,7 +38,7 @@ def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) 
         raise UserError(
             f"The mask must be of the images' size, {image_shape[0]} x {image_shape[1]}, found an array of {list(mask.shape)}."
         )
-    return Given(pictures, known.astype(bool))
+    return Given(pictures, known >= 128 if known.dtype == np.uint8 else known.astype(bool))
 
 
 def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:
@@ -98,10 +98,23 @@ def transformed(
     return sampler, known_x0(denoise, process, image, given.known, end)
 
 
+def check_labels(config: ConfigDict, task: Any) -> None:
+    """Raises UserError where given images have labels that nobody gives: by default image i would get the i-th class."""
+    if task.labels and not config.sampler.labels:
+        raise UserError(
+            "The labels of the images must be given, for this run is conditional or has a classifier: sampler.labels, of which "
+            "image i has the (i mod their number)-th."
+        )
+
+
 def check(config: ConfigDict, task: Any, params: Any, knobs: Any) -> None:
-    """Raises UserError where the method does not go with the sampler."""
+    """Raises UserError where the method does not go with the sampler, or known pixels would not stay as they are."""
+    if config.sampler.last != "denoise":
+        raise UserError(
+            f"config.sampler.last={config.sampler.last} would leave noise on the known pixels: take denoise, the default."
+        )
     try:
-        jax.eval_shape(task.sample, params, knobs, np.uint32(0), np.zeros(1, np.int32))
+        jax.eval_shape(task.sample, params, knobs, np.uint32(0), np.zeros(2, np.int32))
     except ValueError as error:
         raise UserError(
             f"config.inpaint.method={config.inpaint.method} and config.sampler.name={config.sampler.name} do not go together: "

@@ -69,6 +69,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     knobs = task.knobs._replace(given=given)
     how = f"{config.sampler.name}, {config.sampler.steps} steps"
     if given:
+        inpainting.check_labels(config, task)
         inpainting.check(config, task, state.ema[config.sampler.ema], knobs)
         how += f", inpainting {len(given.images)} images by {config.inpaint.method}"
     print(f"sampling {config.sampler.num_samples} with {how}", flush=True)

@@ -49,10 +49,14 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
         state = run_once(start)
     else:
         step, state, meta = restored
-        pending, skips = meta["pending"], {name: meta[name] for name in ("skipped", "skipped_in_a_row")}
-        if meta["num_examples"] != source.num_examples:
+        try:
+            pending, examples = meta["pending"], meta["num_examples"]
+            skips = {name: meta[name] for name in ("skipped", "skipped_in_a_row")}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"The checkpoint of step {step} in {workdir} lacks {error}: use the code that wrote it.") from error
+        if examples != source.num_examples:
             raise UserError(
-                f"The run in {workdir} was trained on {meta['num_examples']} examples and the data now hold "
+                f"The run in {workdir} was trained on {examples} examples and the data now hold "
                 f"{source.num_examples}: its batches would be others. Bring the same data back, or give another --workdir."
             )
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))

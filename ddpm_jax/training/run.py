@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.diffusion.edit import noised
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
-from ddpm_jax.diffusion.sample import check_encoder, sample_keys
+from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
 from ddpm_jax.errors import UserError
 from ddpm_jax.images import checked
 from ddpm_jax.training import checkpoints, inpainting, parallel, run_directory, sampling
@@ -28,7 +29,8 @@ from ddpm_jax.training.tasks import Task, build
 # Sampler settings that are arguments of the compiled sampler.
 TRACED = ("ema", "labels", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
 
-INVERTIBLE = {"name": "ddim", "last": "stop", "clip": "none"}  # what `encode` and `decode` do but for what they are told
+# What `encode` and `decode` do but for what they are told.
+INVERTIBLE = {"name": "ddim", "eta": 0.0, "s_churn": 0.0, "last": "stop", "clip": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Run:
 
         x: [B, ...] in the model's scale; t: [] or [B].
         """
+        if self.config.cond.labels and not self.config.cond.dropout:
+            raise UserError(f"The run in {self.workdir} learned no null label, cond.dropout being 0: take denoiser(labels).")
         return self.task.denoiser(self.params)(x, t)
 
     def denoiser(self, labels: Any) -> Denoiser:
@@ -75,7 +79,8 @@ class Run:
         Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
         ema=1 takes the second of config.ema.decays. Of a conditional run, labels=3 or labels=[0, 1, 2] gives sample i the label
         labels[i mod their number]. guidance=2.0 overrides guidance.scale, guidance={"scale": 2.0, "rescale": 0.7} more of
-        config.guidance. The same overrides give the same samples. Raises UserError for an override that is not accepted.
+        config.guidance. The same overrides give the same samples. Raises UserError for an override that is not accepted or
+        does not apply.
         """
         return self.draw(count, **sampler).x
 
@@ -87,7 +92,7 @@ class Run:
         UserError for images or a mask of another size than the run's, and for a method that does not go with the sampler.
         """
         given = inpainting.given(images, mask, self.image_shape)
-        return self.draw(count or len(given.images), given, **settings).x
+        return self._draw(count or len(given.images), settings, given=given).x
 
     def encode(self, images: np.ndarray, **sampler: Any) -> np.ndarray:
         """The noises [N, ...] that images [N, ...] (uint8, or in [-1, 1]) come from: DDIM inversion.
@@ -99,21 +104,21 @@ class Run:
         for images of another shape, and for a sampler that draws noise.
         """
         given = checked(images, self.image_shape, "The images to encode")
-        return self.draw(len(given), start=given, up=True, **INVERTIBLE | sampler).x
+        return self._draw(len(given), sampler, INVERTIBLE, start=given, up=True).x
 
     def decode(self, latents: np.ndarray, **sampler: Any) -> np.ndarray:
         """The images that noises [N, ...] lead to. See `encode`."""
         given = checked(latents, self.image_shape, "The noises", bounded=False)
-        return self.draw(len(given), start=given, **INVERTIBLE | sampler).x
+        return self._draw(len(given), sampler, INVERTIBLE, start=given).x
 
     def img2img(self, images: np.ndarray, until: float, **sampler: Any) -> np.ndarray:
         """Images near the given ones [N, ...]: noised to the time `until`, in (0, t_max], and sampled from there (SDEdit).
 
-        Of the grid of config.sampler the times up to `until` are used. Keyword arguments and errors as for `encode`, but for
-        the sampler, which is the run's own.
+        Of the grid of config.sampler the times up to `until` are used, and the first of them is that to which is noised.
+        Keyword arguments and errors as for `encode`, but for the sampler, which is the run's own.
         """
         given = checked(images, self.image_shape, "The images")
-        return self.draw(len(given), start=given, until=until, **sampler).x
+        return self._draw(len(given), sampler, start=given, until=until).x
 
     def trajectory(self, count: int, frames: int = 24, **sampler: Any) -> np.ndarray:
         """[frames, count, ...]: the states from noise to the samples that `sample` would return."""
@@ -124,22 +129,17 @@ class Run:
             )
         return film
 
-    def draw(
-        self,
-        count: int,
-        given: inpainting.Given | tuple = (),
-        start: np.ndarray | None = None,
-        until: float | None = None,
-        up: bool = False,
-        **sampler: Any,
-    ):
-        """As `sample`, but all of it: a `Sampled` with the network evaluations and sampler.frames frames.
+    def draw(self, count: int, **sampler: Any) -> Sampled:
+        """As `sample`, but all of it: with the network evaluations and sampler.frames frames.
 
-        given: what to inpaint. start [count, ...]: the states to begin in; until: images, rather, to be noised to that time;
-        up: images, to be encoded. Calls that differ in what is TRACED alone run one compiled program.
+        Calls that differ in what is TRACED alone run one compiled program.
         """
-        if start is not None and self.config.cond.labels and "labels" not in sampler:
-            raise UserError(f"The run in {self.workdir} is conditional: give labels=, of image i labels[i mod their number].")
+        return self._draw(count, sampler)
+
+    def _draw(self, count, told, defaults=types.MappingProxyType({}), *, given=(), start=None, until=None, up=False):
+        """told: the user's overrides, which come before the defaults. given: what to inpaint. start [count, ...]: the states to
+        begin in; until: images, rather, to be noised to that time; up: images, to be encoded."""
+        sampler = {**defaults, **told}
         flat = configs.flatten(self.config)
         guidance = sampler.pop("guidance", {})
         guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
@@ -159,8 +159,13 @@ class Run:
             configs.check_value(key, flat[key])
         config = configs.unflatten(flat)
         configs.validate(config)
+        for key in overrides:
+            if key.partition(".")[2] in told:
+                configs.check_applies(key, config)
         devices = jax.local_devices()
         task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
+        if given or start is not None:
+            inpainting.check_labels(config, task)
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
         settings = {key: value for key, value in config.sampler.items() if key not in TRACED}
@@ -169,7 +174,7 @@ class Run:
         draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices, tell=False)
         knobs = task.knobs._replace(given=given)
         if start is not None:
-            knobs = _from(start, until, up, knobs, sample_keys(config.sampler.seed, np.arange(count)))
+            knobs = _from(start, until, up, defaults, config.sampler, knobs, sample_keys(config.sampler.seed, np.arange(count)))
         if given and same_program not in self.compiled:
             inpainting.check(config, task, self.state.ema[0], knobs)
         self.compiled[same_program] = draw
@@ -177,13 +182,8 @@ class Run:
         return draw(params, knobs=knobs, seed=config.sampler.seed)
 
 
-def _from(start, until, up, knobs, keys):
-    """The knobs of samples that begin in these states, see `Run.draw`. Raises UserError where they cannot."""
-    if up:
-        try:
-            check_encoder(knobs.sampler, knobs.process, knobs.grid[::-1])
-        except ValueError as error:
-            raise UserError(f"These images cannot be encoded so: {error}.") from error
+def _from(start, until, up, defaults, sampler, knobs, keys):
+    """The knobs of samples that begin in these states, see `Run._draw`. Raises UserError where they cannot."""
     if until is not None:
         if not knobs.grid[-1] <= until <= knobs.process.t_max:
             raise UserError(
@@ -192,6 +192,13 @@ def _from(start, until, up, knobs, keys):
             )
         grid = knobs.grid[knobs.grid <= until]
         knobs, start = knobs._replace(grid=grid), noised(knobs.process, grid[0], keys, start)
+    try:
+        if defaults:  # to be undone, both ways
+            check_encoder(knobs.sampler, knobs.process, knobs.grid[::-1])
+        if not up:
+            check(knobs.sampler, knobs.process, knobs.grid, sampler.last, sampler.frames)
+    except ValueError as error:
+        raise UserError(f"This cannot be {'encoded' if up else 'decoded' if defaults else 'sampled'} so: {error}.") from error
     return knobs._replace(start=start)
 
 

@@ -7,8 +7,8 @@ checkpoints/       orbax, one folder per step
 samples/           grids drawn during training, and what --mode=sample wrote
 
 A run directory from a stranger is data. Nothing in it is executed or unpickled, no path that it names is followed when it is
-sampled from, and what is wrong with it is an error. (Continuing its training does read the data that its config names. A config
-*file*, --config=x.py, is a program and runs as one.)
+sampled from, nor any link, and what is wrong with it is an error. (Continuing its training does read the data that its config
+names. A config *file*, --config=x.py, is a program and runs as one.)
 """
 
 import contextlib
@@ -55,6 +55,9 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
     Raises UserError where there is no readable run.
     """
     path = workdir / "config.json"
+    for inside in (*workdir.glob("*"), *workdir.glob("*/*")):
+        if inside.is_symlink():
+            raise UserError(f"{inside} is a link, and a run directory must hold none: put there what it leads to.")
     try:
         content = json.loads(path.read_text())
         version = content["format"]

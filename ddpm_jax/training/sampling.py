@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, images, plots
-from ddpm_jax.config import KEYS, applies
+from ddpm_jax.config import GUIDES, KEYS, applies
 from ddpm_jax.construct import takes
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.diffusion.samplers import SAMPLERS
@@ -149,9 +149,10 @@ def sample_name(config: ConfigDict, step: int) -> str:
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
     parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
     guidance = [key for key in config.guidance if config.guidance[key] != KEYS[f"guidance.{key}"].default]
-    parts += [f"guidance_{key}_{_in_a_name(config.guidance[key])}" for key in guidance]
+    in_a_name = {key: _path_in_a_name if f"guidance.{key}" in GUIDES else _in_a_name for key in guidance}
+    parts += [f"guidance_{key}_{in_a_name[key](config.guidance[key])}" for key in guidance]
     if config.inpaint.images:
-        parts += ["inpaint", config.inpaint.method, *(Path(config.inpaint[key]).stem for key in ("images", "mask"))]
+        parts += ["inpaint", config.inpaint.method, *(_path_in_a_name(config.inpaint[key]) for key in ("images", "mask"))]
         others = [key for key in ("resamplings", "zeta", "iterations") if applies(f"inpaint.{key}", config)]
         parts += [f"{key}_{config.inpaint[key]}" for key in others]
     parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
@@ -159,6 +160,15 @@ def sample_name(config: ConfigDict, step: int) -> str:
 
 
 def _in_a_name(value: Any) -> str:
-    """A value of the config as part of a file name: of a path its last part, of what is long 8 digits of its SHA-256."""
-    text = "-".join(map(str, value)) if isinstance(value, tuple) else Path(str(value)).name.replace(",", "-")
-    return text if len(text) <= 40 else hashlib.sha256(text.encode()).hexdigest()[:8]
+    """A value of the config as part of a file name: of what is long 8 digits of its SHA-256."""
+    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(",", "-")
+    return text if len(text) <= 40 else _digits(text)
+
+
+def _path_in_a_name(path: str) -> str:
+    """Its last part, and 8 digits of the SHA-256 of all of it: two files may be called alike."""
+    return f"{Path(path).stem[:40]}-{_digits(str(Path(path).expanduser().absolute()))}"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

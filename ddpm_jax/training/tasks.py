@@ -151,7 +151,7 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
     process, prediction, objective, times, sampler, grid = kernel(config)
     learned_variance = bool(objective.learns)
     classes = num_classes if config.cond.labels else 0
-    guided.check_guides(guides, process, image_shape, classes)
+    guided.check_guides(guides, config, process, image_shape, num_classes)
     labels_of_samples = guided.labels_of_samples(config, num_classes, guides)
     network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance, "num_classes": classes})
     noisy = _training_noise(config, process, times, image_shape)

@@ -237,6 +237,11 @@ def test_a_strangers_checkpoint_runs_no_code_and_leads_nowhere(tmp_path, monkeyp
     ):
         rewrite_notes(folder, hostile)
         assert restore() is None
+    os.rename(folder, tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert restore() is None
+    folder.unlink()
+    os.rename(tmp_path / "elsewhere", folder)
     os.mkfifo(folder / "state" / "pipe")
     assert restore() is None
     assert not (tmp_path / "pickled").exists() and not (tmp_path / "outside").exists()

@@ -120,6 +120,14 @@ def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeyp
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3 and np.abs(drawn[0] - run.sample(3)).max() > 1e-3
     with pytest.raises(UserError, match="sampler.labels has 10, but the labels of this run are 0 to 9"):
         run.sample(3, labels=10, guidance=guidance)
+    outside = run.sample(3, labels=[3, 7], guidance=guidance | {"interval_low": 1e5, "interval_high": 1e6})
+    np.testing.assert_allclose(outside, run.sample(3), atol=1e-5)
+    with pytest.raises(UserError, match="guidance.rescale is of two predictions, and a classifier makes none"):
+        run.sample(3, guidance=guidance | {"rescale": 0.5})
+    run.config.data.name = "mnist"
+    with pytest.raises(UserError, match="config.guidance.classifier, has the data digits, .* to guide mnist"):
+        run.sample(3, guidance=guidance)
+    run.config.data.name = "digits"
     run.config.process.beta_end = 0.03
     with pytest.raises(UserError, match="config.guidance.classifier, is of another process"):
         run.sample(3, guidance=guidance)

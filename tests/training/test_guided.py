@@ -207,7 +207,7 @@ def test_denoisers_of_a_conditional_run(run):
 def test_encoding_is_that_of_the_label(run):
     """And wants one: by default image i would get the label i."""
     x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
-    with pytest.raises(UserError, match="is conditional: give labels="):
+    with pytest.raises(UserError, match="The labels of the images must be given, for this run is conditional"):
         run.encode(x)
     times, denoise = uniform(run.process, steps=5), run.denoiser(np.array([0, 2, 0, 2]))
     latents = run.encode(x, labels=[0, 2])
@@ -225,12 +225,16 @@ def test_mistakes(run, config, point_source, trained):
     for guidance, words in (({"scal": 2}, "no config key 'guidance.scal'"), ("big", "guidance.scale takes a float")):
         with pytest.raises(UserError, match=words):
             run.sample(3, guidance=guidance)
+    run.config.cond.dropout = 0.0
+    with pytest.raises(UserError, match="learned no null label, cond.dropout being 0"):
+        run.denoise(jnp.zeros((1, 2)), 0.5)
     config.cond.labels = False
     plain = ddpm_jax.load(trained(config, point_source))
     for call, words in (
         (lambda: plain.sample(3, labels=0), "this run is not conditional"),
         (lambda: plain.sample(3, guidance=2.0), "no unconditional model besides"),
         (lambda: plain.denoiser(0), "is not conditional"),
+        (lambda: plain.sample(3, guidance={"form": "mean"}), "guidance.form=mean is of a classifier, and none is given"),
     ):
         with pytest.raises(UserError, match=words):
             call()

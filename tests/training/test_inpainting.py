@@ -1,5 +1,7 @@
 """Inpainting by a run: what may be given, what comes back, and what is written."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,8 @@ def test_the_command_writes_before_mask_and_after(workdir, capsys):
     config = config_of(workdir, sampler__num_samples=5, inpaint__resamplings=2)
     jobs.sample(config, workdir)
     assert "inpainting 3 images by repaint" in capsys.readouterr().out
-    name = "step_00000008_ancestral5_inpaint_repaint_pictures_mask_resamplings_2_seed0_n5"
+    (name,) = (path.stem for path in (workdir / "samples").glob("step_00000008_ancestral5_inpaint_repaint_*_n5.json"))
+    assert re.search(r"_pictures-[0-9a-f]{8}_mask-[0-9a-f]{8}_resamplings_2_seed0_n5$", name)
     samples, facts = np.load(workdir / "samples" / f"{name}.npz")["samples"], (workdir / "samples" / f"{name}.json").read_text()
     assert '"network_evaluations": 9' in facts and '"method": "repaint"' in facts
     np.testing.assert_array_equal(samples[:, MASK], np.resize(PICTURES, samples.shape)[:, MASK])
@@ -140,7 +143,9 @@ def test_what_does_not_go_together(workdir):
     with pytest.raises(
         UserError, match="inpaint.method=dps and config.sampler.name=annealed_langevin do not go together: .* loop"
     ):
-        run.inpaint(PICTURES, MASK, method="dps", name="annealed_langevin", last="stop")
+        run.inpaint(PICTURES, MASK, method="dps", name="annealed_langevin")
+    with pytest.raises(UserError, match="sampler.last=stop would leave noise on the known pixels"):
+        run.inpaint(PICTURES, MASK, last="stop")
     with pytest.raises(UserError, match="inpaint.method takes one of replacement, repaint, dps, pigdm, tmpd, found 'paint'"):
         run.inpaint(PICTURES, MASK, method="paint")
     with pytest.raises(UserError, match="must be uint8, or floats from -1 to 1, found int64 from 2 to 255"):

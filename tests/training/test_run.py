@@ -56,14 +56,24 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
         by_hand = encode(SAMPLERS[name](), run.denoise, run.process, times[::-1], x)
         np.testing.assert_allclose(latents, by_hand.x, atol=2e-4)
         np.testing.assert_allclose(run.decode(latents, name=name, steps=40), x, atol=tolerance)
-    assert run.draw(3, start=x, up=True, name="heun", steps=4, clip="none").evaluations == 6
 
     grid, keys = uniform(run.process, steps=10), sample_keys(5, jnp.arange(3))
     near = img2img(ddim(eta=0.5), clipped(run.denoise, run.process), run.process, grid[grid <= 0.6], keys, x)
     np.testing.assert_allclose(run.img2img(x, 0.6, name="ddim", eta=0.5, steps=10, seed=5), near.x, atol=1e-4)
 
-    with pytest.raises(UserError, match="cannot be encoded so: this sampler draws noise"):
-        run.encode(pictures, eta=0.5)
+    for call, words in (
+        (lambda: run.encode(pictures, eta=0.5), "cannot be encoded so: this sampler draws noise"),
+        (lambda: run.decode(latents, eta=0.5), "cannot be decoded so: this sampler draws noise"),
+        (lambda: run.img2img(x, 0.3, name="ddim", steps=10, frames=5), "cannot be sampled so: frames must be 0 or"),
+        (lambda: run.encode(x, until=0.5), "no config key 'sampler.until'"),
+        (lambda: run.sample(3, up=True), "no config key 'sampler.up'"),
+        (lambda: run.sample(3, name="heun", eta=0.7), "sampler.eta does not apply to sampler.name=heun"),
+        (lambda: run.inpaint(x, x[0, ..., 0] > 0, method="dps", resamplings=5), "inpaint.resamplings does not apply"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+    run.config.sampler.update(name="ddim", eta=1.0)  # which encoding does not look at
+    np.testing.assert_allclose(run.encode(pictures, steps=40), run.encode(pictures, name="ddim", eta=0.0, steps=40), atol=1e-5)
     with pytest.raises(UserError, match=r"The images to encode must be of .* shape, \[N, 8, 8, 1\], found \[3, 8, 7, 1\]"):
         run.encode(pictures[:, :, :7])
     with pytest.raises(UserError, match="The images must be uint8, or floats from -1 to 1, found float64"):

@@ -99,6 +99,20 @@ def test_a_strangers_config_is_data(tmp_path, part, value, words):
         run_directory.read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["lock", "samples", "samples/step_8.json.tmp", "checkpoints/8"])
+def test_links_lead_nowhere(name, tmp_path):
+    """A stranger's could have a file overwritten that is none of the run's."""
+    run_directory.write(tmp_path / "run", configs.base(), (8, 8, 1))
+    path, precious = tmp_path / "run" / name, tmp_path / "precious"
+    precious.write_text("kept")
+    if path.is_dir():
+        path.rmdir()
+    path.symlink_to(precious)
+    with pytest.raises(UserError, match=f"{name} is a link, and a run directory must hold none"):
+        run_directory.read(tmp_path / "run")
+    assert precious.read_text() == "kept"
+
+
 def test_guides_are_of_the_command_alone(tmp_path):
     """A run directory that names other directories does not lead there."""
     config = configs.base()

@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def test_the_first_of_many_are_the_few(tiny_config, params):
     assert few.shape == (4, 8, 8, 1) and evaluations == 5
     batches, _, _ = draw(tiny_config, params, num_samples=6, batch_size=4)
     np.testing.assert_allclose(batches[:4], few, atol=1e-4)
-    for devices in (4, 8):
+    for devices in (2, 4, 8):
         spread, _, _ = draw(tiny_config, params, devices=devices, num_samples=6, batch_size=64)
         assert batches.shape == spread.shape == (6, 8, 8, 1)
         np.testing.assert_allclose(spread, batches, atol=1e-4)
@@ -68,13 +69,16 @@ def test_files(tiny_config, tmp_path):
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ddim5_eta0.5_ema0.9995_seed0_n4"
     tiny_config.ema.decays, tiny_config.sampler.ema, tiny_config.sampler.labels = (0.99,), 0, (0, 12)
     tiny_config.guidance.update(scale=2.5, weak="runs/small/")
-    words = "labels_0-12_guidance_scale_2.5_guidance_weak_small"
-    assert sampling.sample_name(tiny_config, 1000) == f"step_00001000_ddim5_eta0.5_{words}_seed0_n4"
+    words = "labels_0-12_guidance_scale_2.5_guidance_weak_small-[0-9a-f]{8}"
+    name = sampling.sample_name(tiny_config, 1000)
+    assert re.fullmatch(f"step_00001000_ddim5_eta0.5_{words}_seed0_n4", name)
+    tiny_config.guidance.weak = "other/small"
+    assert sampling.sample_name(tiny_config, 1000) != name
     tiny_config.sampler.update(grid="explicit", times=(1.0, 0.5))
     assert "_times_1.0-0.5_" in sampling.sample_name(tiny_config, 1000)
     tiny_config.sampler.update(times=tuple(range(50, 0, -1)))
     tiny_config.sampler.labels = tuple(range(100))
-    assert len(sampling.sample_name(tiny_config, 1000)) < 120
+    assert len(sampling.sample_name(tiny_config, 1000)) < 150
 
 
 def test_files_of_samples_with_labels(tmp_path):
