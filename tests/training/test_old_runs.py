@@ -15,12 +15,20 @@ from ddpm_jax.training import jobs, logs
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
-@pytest.fixture
-def workdir(tmp_path, monkeypatch):
-    """A copy of the run, which ended at step 12 with the checkpoints 8 and 12; one device, as it had."""
+DECAYS = {"run_format_1": (0.995,), "run_format_3": (0.9, 0.5)}
+
+
+@pytest.fixture(params=DECAYS)
+def name(request, monkeypatch):
+    """Of a run that ended at step 12 with the checkpoints 8 and 12; one device, as it had."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    return Path(shutil.copytree(FIXTURES / "run_format_1", tmp_path / "run"))
+    return request.param
+
+
+@pytest.fixture
+def workdir(name, tmp_path):
+    return Path(shutil.copytree(FIXTURES / name, tmp_path / "run"))
 
 
 def written(workdir):
@@ -29,13 +37,13 @@ def written(workdir):
         return stored["samples"]
 
 
-def test_it_samples_what_it_sampled(workdir):
+def test_it_samples_what_it_sampled(name, workdir):
     run = ddpm_jax.load(workdir)
-    assert run.state.step == 12 and run.config.ema.decays == (0.995,)
-    np.testing.assert_allclose(run.sample(4), written(FIXTURES / "run_format_1"), atol=1e-4)
+    assert run.state.step == 12 and run.config.ema.decays == DECAYS[name]
+    np.testing.assert_allclose(run.sample(4), written(FIXTURES / name), atol=1e-4)
 
 
-def test_it_continues_as_it_continued(workdir):
+def test_it_continues_as_it_continued(name, workdir):
     """Back at step 8, four steps more: the metrics and the samples that it had, and a run directory of today's format."""
     old = logs.read(workdir / "metrics.jsonl")
     for path in [workdir / "checkpoints" / "12", *(workdir / "samples").iterdir()]:
@@ -44,8 +52,8 @@ def test_it_continues_as_it_continued(workdir):
     jobs.train(config, workdir)
     new = logs.read(workdir / "metrics.jsonl")
     assert [line["step"] for line in new] == [2, 4, 6, 8, 10, 12]
-    for name in ("loss", "grad_norm", "param_norm", "learning_rate"):
-        np.testing.assert_allclose([line[name] for line in new], [line[name] for line in old], rtol=1e-5)
-    np.testing.assert_allclose(written(workdir), written(FIXTURES / "run_format_1"), atol=1e-4)
+    for metric in ("loss", "grad_norm", "param_norm", "learning_rate"):
+        np.testing.assert_allclose([line[metric] for line in new], [line[metric] for line in old], rtol=1e-5)
+    np.testing.assert_allclose(written(workdir), written(FIXTURES / name), atol=1e-4)
     assert json.loads((workdir / "config.json").read_text())["format"] == 3
     assert ddpm_jax.load(workdir).state.step == 12
