@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -104,12 +103,12 @@ class Run:
         for images of another shape, and for a sampler that draws noise.
         """
         given = checked(images, self.image_shape, "The images to encode")
-        return self._draw(len(given), sampler, INVERTIBLE, start=given, up=True).x
+        return self._draw(len(given), sampler, start=given, invertible=True, up=True).x
 
     def decode(self, latents: np.ndarray, **sampler: Any) -> np.ndarray:
         """The images that noises [N, ...] lead to. See `encode`."""
         given = checked(latents, self.image_shape, "The noises", bounded=False)
-        return self._draw(len(given), sampler, INVERTIBLE, start=given).x
+        return self._draw(len(given), sampler, start=given, invertible=True).x
 
     def img2img(self, images: np.ndarray, until: float, **sampler: Any) -> np.ndarray:
         """Images near the given ones [N, ...]: noised to the time `until`, in (0, t_max], and sampled from there (SDEdit).
@@ -136,32 +135,10 @@ class Run:
         """
         return self._draw(count, sampler)
 
-    def _draw(self, count, told, defaults=types.MappingProxyType({}), *, given=(), start=None, until=None, up=False):
-        """told: the user's overrides, which come before the defaults. given: what to inpaint. start [count, ...]: the states to
-        begin in; until: images, rather, to be noised to that time; up: images, to be encoded."""
-        sampler = {**defaults, **told}
-        flat = configs.flatten(self.config)
-        guidance = sampler.pop("guidance", {})
-        guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
-        overrides = {"sampler.frames": 0}
-        for key, value in sampler.items():
-            section = "inpaint" if given and f"inpaint.{key}" in configs.KEYS else "sampler"
-            overrides[f"{section}.{key}"] = value
-        overrides |= {"sampler.num_samples": count} | {f"guidance.{key}": value for key, value in guidance.items()}
-        for key, value in overrides.items():
-            if key not in configs.KEYS:
-                raise configs.unknown_key(key)
-            value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
-            if isinstance(configs.KEYS[key].default, tuple):  # of an array, a list or one number
-                value = tuple(np.ravel(value).tolist())
-            wants_float = isinstance(configs.KEYS[key].default, float)
-            flat[key] = float(value) if wants_float and type(value) is int else value
-            configs.check_value(key, flat[key])
-        config = configs.unflatten(flat)
-        configs.validate(config)
-        for key in overrides:
-            if key.partition(".")[2] in told:
-                configs.check_applies(key, config)
+    def _draw(self, count, told, *, given=(), start=None, until=None, invertible=False, up=False):
+        """told: the user's overrides. given: what to inpaint. start [count, ...]: the states to begin in; until: images, and
+        the time to noise them to; invertible: what is done can be undone; up: upwards, from images to noises."""
+        config = self._overridden(count, told, "inpaint" if given else "sampler", INVERTIBLE if invertible else {})
         devices = jax.local_devices()
         task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
         if given or start is not None:
@@ -174,15 +151,41 @@ class Run:
         draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices, tell=False)
         knobs = task.knobs._replace(given=given)
         if start is not None:
-            knobs = _from(start, until, up, defaults, config.sampler, knobs, sample_keys(config.sampler.seed, np.arange(count)))
+            keys = sample_keys(config.sampler.seed, np.arange(count))
+            knobs = _from(start, until, invertible, up, config.sampler, knobs, keys)
         if given and same_program not in self.compiled:
             inpainting.check(config, task, self.state.ema[0], knobs)
         self.compiled[same_program] = draw
         params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
         return draw(params, knobs=knobs, seed=config.sampler.seed)
 
+    def _overridden(self, count, told, first, defaults):
+        """The run's config with what the user told, before the defaults: keys of the section `first`, else of the sampler's."""
+        told = dict(told)
+        guidance = told.pop("guidance", {})
+        guidance = guidance if isinstance(guidance, Mapping) else {"scale": guidance}
+        overrides = {f"guidance.{key}": value for key, value in guidance.items()}
+        for key, value in told.items():
+            overrides[f"{first}.{key}" if f"{first}.{key}" in configs.KEYS else f"sampler.{key}"] = value
+        others = {f"sampler.{key}": value for key, value in {"frames": 0, **defaults}.items()}
+        flat = configs.flatten(self.config)
+        for key, value in {**others, **overrides, "sampler.num_samples": count}.items():
+            if key not in configs.KEYS:
+                raise configs.unknown_key(key)
+            value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
+            if isinstance(configs.KEYS[key].default, tuple):  # of an array, a list or one number
+                value = tuple(np.ravel(value).tolist())
+            wants_float = isinstance(configs.KEYS[key].default, float)
+            flat[key] = float(value) if wants_float and type(value) is int else value
+            configs.check_value(key, flat[key])
+        config = configs.unflatten(flat)
+        configs.validate(config)
+        for key in overrides:
+            configs.check_applies(key, config)
+        return config
 
-def _from(start, until, up, defaults, sampler, knobs, keys):
+
+def _from(start, until, invertible, up, sampler, knobs, keys):
     """The knobs of samples that begin in these states, see `Run._draw`. Raises UserError where they cannot."""
     if until is not None:
         if not knobs.grid[-1] <= until <= knobs.process.t_max:
@@ -193,12 +196,12 @@ def _from(start, until, up, defaults, sampler, knobs, keys):
         grid = knobs.grid[knobs.grid <= until]
         knobs, start = knobs._replace(grid=grid), noised(knobs.process, grid[0], keys, start)
     try:
-        if defaults:  # to be undone, both ways
+        if invertible:
             check_encoder(knobs.sampler, knobs.process, knobs.grid[::-1])
         if not up:
             check(knobs.sampler, knobs.process, knobs.grid, sampler.last, sampler.frames)
     except ValueError as error:
-        raise UserError(f"This cannot be {'encoded' if up else 'decoded' if defaults else 'sampled'} so: {error}.") from error
+        raise UserError(f"This cannot be {'encoded' if up else 'decoded' if invertible else 'sampled'} so: {error}.") from error
     return knobs._replace(start=start)
 
 
