@@ -132,4 +132,5 @@ def test_really(name, variant, network, metrics, monkeypatch, tmp_path):
     assert written.shape == (4, *shape)
     again = load(parts).sample(4)
     scale = 127.5 if len(shape) == 3 else 1.0
-    assert np.abs((again + (len(shape) == 3)) * scale - written).max() < 1
+    # An eps network of 8 steps, unclipped, is thrown to infinity by the cosine schedule: there too in the same way.
+    np.testing.assert_allclose((again + (len(shape) == 3)) * scale, written, rtol=0, atol=1)
