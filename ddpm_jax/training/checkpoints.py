@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from ddpm_jax.errors import UserError, first_line
 
@@ -27,14 +28,18 @@ class Damaged(Exception):
 def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, read_only: bool = False) -> ocp.CheckpointManager:
     """The checkpoints of a run: the last `keep_last` are kept, and those at multiples of `keep_every` (0: none) for good."""
     if read_only:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-    else:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last,
-            keep_period=keep_every or None,
-            cleanup_tmp_directories=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
-        )
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # orbax warns of what it makes of read_only=True
+        try:
+            return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(read_only=True))
+        finally:
+            logging.set_verbosity(verbosity)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep_last,
+        keep_period=keep_every or None,
+        cleanup_tmp_directories=True,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
+    )
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 

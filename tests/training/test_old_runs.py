@@ -37,8 +37,10 @@ def written(workdir):
         return stored["samples"]
 
 
-def test_it_samples_what_it_sampled(name, workdir):
+def test_it_samples_what_it_sampled(name, workdir, caplog):
+    """Loaded without a word."""
     run = ddpm_jax.load(workdir)
+    assert not caplog.records
     assert run.state.step == 12 and run.config.ema.decays == DECAYS[name]
     np.testing.assert_allclose(run.sample(4), written(FIXTURES / name), atol=1e-4)
 
