@@ -1,4 +1,6 @@
 import itertools
+import os
+from pathlib import Path
 
 import chex
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import Source, Streamed, batch_indices, folder
+from ddpm_jax.data import SOURCES, Source, Streamed, batch_indices, folder
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.training import loop, run_directory
 from ddpm_jax.training.feed import open_feed
@@ -50,22 +52,33 @@ def in_a_folder(source, path):
     return folder.load(memory_limit_mb=0, **options), folder.load(memory_limit_mb=100, **options)
 
 
-@pytest.mark.parametrize("kind", ["streamed", "folder"])
+def of_array_records(path):
+    """The test split of the real MNIST, through grain's random access to TFDS's files."""
+    raw = Path(os.environ.get("DDPM_JAX_RAW", "nowhere"))
+    if not raw.is_dir():
+        pytest.skip("DDPM_JAX_RAW names no folder with the official files of MNIST")
+    options = {"split": "test", "data_dir": str(path), "raw_dir": str(raw)}
+    return SOURCES["mnist"](memory_limit_mb=0, **options), SOURCES["mnist"](memory_limit_mb=100, **options)
+
+
+@pytest.mark.parametrize("kind", ["streamed", "folder", pytest.param("array_record", marks=pytest.mark.full)])
 def test_a_streamed_run_is_the_run_in_memory(kind, metrics, tiny_config, tiny_source, tmp_path):
     """Bit for bit, with a stop in between, two averages and two micro-batches."""
     tiny_config.network.name = "simple_unet"
     tiny_config.ema.decays = (0.9, 0.5)
     if kind == "folder":
         stream, memory = in_a_folder(tiny_source, tmp_path / "images")
+    elif kind == "array_record":
+        stream, memory = of_array_records(tmp_path / "tfds")
     else:
         stream, memory = streamed(tiny_source), tiny_source
     assert isinstance(stream, Streamed) and isinstance(memory, Source)
-    task = build(tiny_config, (8, 8, 1))
+    task = build(tiny_config, memory.image_shape)
     states = []
     for name, source in (("memory", memory), ("streamed", stream)):
         for steps in (3, 6) if name == "streamed" else (6,):
             tiny_config.train.update(steps=steps, sample_every=0, micro_batches=2)
-            run_directory.write(tmp_path / name, tiny_config, (8, 8, 1))
+            run_directory.write(tmp_path / name, tiny_config, memory.image_shape)
             state = loop.train(tiny_config, tmp_path / name, task, source, jax.devices()[:1])
         states.append(jax.device_get(state))
     chex.assert_trees_all_equal(*states)
