@@ -29,7 +29,8 @@ Override = tuple[str, str | None]  # a key and its value as typed; None: no valu
 def split(words: list[str]) -> tuple[list[str], list[Override], bool]:
     """(words for absl's flags, overrides, whether help is wanted), in any order.
 
-    An override is --config.key=value or --config.key value; for a bool also --config.key and --noconfig.key.
+    An override is --config.key=value or --config.key value; for a bool also --config.key and --noconfig.key. The section
+    inpaint may be called guidance.inpaint.
     """
     others, overrides, wants_help = [], [], False
     words = list(words)
@@ -37,6 +38,7 @@ def split(words: list[str]) -> tuple[list[str], list[Override], bool]:
         word = words.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
         prefix, _, key = name.partition(".")
+        key = key.removeprefix("guidance.") if key.startswith("guidance.inpaint.") else key
         is_bool = key in configs.KEYS and isinstance(configs.KEYS[key].default, bool)
         if word in HELP:
             wants_help = True

@@ -312,4 +312,5 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
 def test_help_is_found_anywhere_and_takes_no_word():
     for words in (["--help"], ["-h"], ["--config=a.py", "--help"], ["--config.optim.b1", "--help", "--config=a.py"]):
         assert command.split(words)[2]
+    assert command.split(["--config.guidance.inpaint.mask=a.png"])[1] == [("inpaint.mask", "a.png")]
     assert command.split(["--config.optim.b1", "0.5", "--config=a.py"]) == (["--config=a.py"], [("optim.b1", "0.5")], False)

@@ -1,9 +1,9 @@
 """Guidance scale against fidelity and variety on MNIST: classifier-free and classifier guidance; encoding and interpolation.
 
-    python -m ddpm_jax.main --config=configs/mnist.py:cond --workdir=runs/mnist-cond
-    python -m ddpm_jax.main --config=configs/mnist.py --workdir=runs/mnist
-    python -m ddpm_jax.main --config=configs/mnist_classifier.py --workdir=runs/mnist-classifier
-    python -m experiments.guidance.run runs/mnist-cond runs/mnist runs/mnist-classifier
+    python -m ddpm_jax.main --config=configs/mnist.py:cond --config.train.steps=1500 --workdir=runs/mnist-cond
+    python -m ddpm_jax.main --config=configs/mnist.py
+    python -m ddpm_jax.main --config=configs/mnist_classifier.py --config.train.steps=500
+    python -m experiments.guidance.run runs/mnist-cond runs/mnist runs/mnist_classifier
 
 Writes scales.png, curves.png and interpolation.png beside this file and prints the tables. README.md says what is measured.
 """
