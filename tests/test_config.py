@@ -59,7 +59,7 @@ TASK_KEYS = {
     "network.blocks": (3, "init loss sample", {}),
     "network.attention": ((8,), "init loss sample", {}),
     "network.heads": (2, "init loss sample", {}),
-    "network.groups": (2, "loss sample", {}),
+    "network.groups": (4, "loss sample", {}),
     "network.dropout": (0.5, "loss", {}),
     "network.dtype": ("bfloat16", "loss sample", {}),
     "network.scale_shift_norm": (True, "init loss sample", {}),
