@@ -50,7 +50,8 @@ class Toy(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, keys=None, labels=None):  # noqa: ARG002
-        return x * add_labels(jnp.ones((len(x), 1)), labels, self.num_classes)[:, :, None, None]
+        of_labels = add_labels(jnp.ones((len(x), 1)), labels, self.num_classes)[:, :, None, None]
+        return self.param("scale", nn.initializers.ones, ()) * of_labels * x
 
 
 def test_labels_and_guidance(tmp_path, monkeypatch):
@@ -74,8 +75,10 @@ def test_labels_and_guidance(tmp_path, monkeypatch):
 
 
 def test_the_first_hour(tmp_path, monkeypatch):
-    """On a run of the smoke size: the pictures are there, and the sampler by hand runs."""
+    """The pictures are there, and the sampler by hand runs."""
+    monkeypatch.setitem(NETWORKS, "toy", Toy)
     config = variants.apply(configs.base(), "smoke")
+    config.network.name = "toy"
     workdir = tmp_path / "runs" / "digits"
     run_directory.write(workdir, config, (8, 8, 1))
     loop.train(config, workdir, build(config, (8, 8, 1)), digits.load(split="train"), jax.devices()[:1])
