@@ -108,6 +108,7 @@ def points_at(run) -> None:
             distances.append(f"{sliced_wasserstein(cloud, fresh):.3f}")
             paths.append(f"{path_distance(sampler, n):.1e}" if sampler.noise_free else "")
         print(f"| {name} | {' | '.join(distances)} | {' | '.join(paths)} |", flush=True)
+        forget(run)
     plots.save_png(HERE / "toy2d.png", plots.image_grid(np.stack(clouds), columns=len(EVALUATIONS)))
 
 
@@ -119,9 +120,16 @@ def images_at(run) -> None:
             n = transitions(made(ROWS[name]), run.process, evaluations)
             strips.append(run.sample(IMAGES, **ROWS[name], **common(n), clip="rederive"))
         print(name, flush=True)
+        forget(run)
     plots.save_png(
         HERE / "digits.png", plots.image_grid(to_uint8(np.concatenate(strips)), columns=len(EVALUATIONS) * IMAGES, min_tile=24)
     )
+
+
+def forget(run) -> None:
+    """The programs of a row: all at once are more than a process has memory maps for."""
+    run.compiled.clear()
+    jax.clear_caches()
 
 
 def common(n):
@@ -130,8 +138,8 @@ def common(n):
 
 def main() -> None:
     points, digits = (ddpm_jax.load(path) for path in sys.argv[1:])
-    points_at(points)
     images_at(digits)
+    points_at(points)
 
 
 if __name__ == "__main__":
