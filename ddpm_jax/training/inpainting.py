@@ -38,7 +38,8 @@ def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) 
         raise UserError(
             f"The mask must be of the images' size, {image_shape[0]} x {image_shape[1]}, found an array of {list(mask.shape)}."
         )
-    return Given(pictures, known >= 128 if known.dtype == np.uint8 else known.astype(bool))
+    grey = known.dtype == np.uint8 and known.max() > 1  # levels of a picture, as the command reads them
+    return Given(pictures, known >= 128 if grey else known.astype(bool))
 
 
 def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:

@@ -98,6 +98,8 @@ def test_in_python(workdir):
         drawn = run.inpaint(PICTURES, MASK, method=method, name="ddim", steps=4, clip=clip)
         np.testing.assert_array_equal(drawn[:, MASK], np.asarray(images.to_model(PICTURES))[:, MASK])
         assert drawn.shape == (3, *SHAPE) and np.isfinite(drawn).all() and (drawn[0] != drawn[1])[~MASK].mean() > 0.5
+    for mask in (MASK.astype(np.uint8), np.where(MASK, np.uint8(200), np.uint8(100))):
+        np.testing.assert_array_equal(inpainting.given(PICTURES, mask, SHAPE).known[..., 0], MASK)
     programs = len(run.compiled)
     again = run.inpaint(images.to_model(PICTURES), MASK[..., None], count=4, method="tmpd", name="ddim", steps=4, eta=1)
     assert len(again) == 4 and len(run.compiled) == programs + 1
