@@ -1,6 +1,7 @@
 """The pictures of README.md: by DPM-Solver++(2M) in 50 evaluations, losses.png by the samplers of the variants.
 
-    for v in vp subvp ve edm flow v improved ncsn min_snr; do python -m ddpm_jax.main --config=configs/digits.py:$v; done
+    for v in vp subvp ve edm flow v; do python -m ddpm_jax.main --config=configs/digits.py:$v --config.network.groups=32; done
+    for v in improved ncsn min_snr; do python -m ddpm_jax.main --config=configs/digits.py:$v; done
     python -m ddpm_jax.main --config=configs/digits.py:improved_vlb --config.train.steps=1500
     for v in vp subvp ve edm flow v; do python -m ddpm_jax.main --config=configs/toy2d.py:$v; done
     python -m experiments.variants.run
