@@ -1,6 +1,6 @@
 """The picture and the table of README.md: the lower half of 100 digits drawn anew by every method.
 
-    python -m ddpm_jax.main --config=configs/digits.py
+    python -m ddpm_jax.main --config=configs/digits.py --config.network.groups=32
     python -m experiments.inpainting.run [run directory]
 
 Reads runs/digits, writes digits.png beside this file and prints a line per method.

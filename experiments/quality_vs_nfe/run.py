@@ -122,7 +122,7 @@ def images_at(run) -> None:
         print(name, flush=True)
         forget(run)
     plots.save_png(
-        HERE / "digits.png", plots.image_grid(to_uint8(np.concatenate(strips)), columns=len(EVALUATIONS) * IMAGES, min_tile=24)
+        HERE / "digits.png", plots.image_grid(to_uint8(np.concatenate(strips)), columns=len(EVALUATIONS) * IMAGES, min_tile=48)
     )
 
 
