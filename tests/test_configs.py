@@ -133,4 +133,5 @@ def test_really(name, variant, network, metrics, monkeypatch, tmp_path):
     again = load(parts).sample(4)
     scale = 127.5 if len(shape) == 3 else 1.0
     # An eps network of 8 steps, unclipped, is thrown to infinity by the cosine schedule: there too in the same way.
-    np.testing.assert_allclose((again + (len(shape) == 3)) * scale, written, rtol=0, atol=1)
+    lost = name == "toy2d" and variant.startswith("improved")
+    np.testing.assert_allclose((again + (len(shape) == 3)) * scale, written, rtol=0, atol=0.99, equal_nan=lost)

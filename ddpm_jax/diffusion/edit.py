@@ -4,15 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.predictions import Denoiser
-from ddpm_jax.diffusion.process import Process, add_noise, expand
+from ddpm_jax.diffusion.process import Process, add_noise, expand, root
 from ddpm_jax.diffusion.sample import Sampled, noise_keys, sample
 from ddpm_jax.diffusion.samplers import Sampler
 
 
 def _norms(x):
     """Per example, with axes to broadcast; with a finite gradient at 0."""
-    squares = jnp.sum(x**2, range(1, x.ndim), keepdims=True)
-    return jnp.where(squares == 0, 0.0, jnp.sqrt(jnp.where(squares == 0, 1.0, squares)))
+    return root(jnp.sum(x**2, range(1, x.ndim), keepdims=True))
 
 
 def slerp(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction, PredictionType, add_score, x0_to_eps
-from ddpm_jax.diffusion.process import Process, expand
+from ddpm_jax.diffusion.process import Process, expand, root
 from ddpm_jax.diffusion.transforms import without_shift
 
 Pair = Callable[[jax.Array, jax.Array], tuple[Prediction, Prediction]]
@@ -96,8 +96,7 @@ def _ratio_of_deviations(a, b):
     """Per example std(a) / std(b), with axes to broadcast; 1 where std(b) = 0. Its gradient is finite."""
     axes = tuple(range(1, a.ndim))
     a, b = (jnp.var(value, axes, keepdims=True) for value in (a, b))
-    ratio = jnp.where(b == 0, 1.0, a / jnp.where(b == 0, 1.0, b))
-    return jnp.where(ratio == 0, 0.0, jnp.sqrt(jnp.where(ratio == 0, 1.0, ratio)))
+    return root(jnp.where(b == 0, 1.0, a / jnp.where(b == 0, 1.0, b)))
 
 
 def dynamic_thresholding(denoise: Denoiser, process: Process, *, percentile: jax.Array) -> Denoiser:

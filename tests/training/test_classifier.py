@@ -1,5 +1,6 @@
 """The task classifier, and samples guided by its runs."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax.data import SOURCES
 from ddpm_jax.diffusion.grids import uniform
-from ddpm_jax.diffusion.guidance import mean_shift
+from ddpm_jax.diffusion.guidance import classifier_guidance, mean_shift
 from ddpm_jax.diffusion.process import add_noise
 from ddpm_jax.diffusion.sample import sample, sample_keys
 from ddpm_jax.diffusion.samplers import ancestral
@@ -84,7 +85,7 @@ def one_device(monkeypatch):
 
 @pytest.mark.usefixtures("one_device")
 def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeypatch):
-    """A run is stopped and continued; it guides another one's samples, by either form, and draws none itself."""
+    """A run stopped and continued is the run that was not stopped. It guides another one's samples, and draws none itself."""
     monkeypatch.setitem(SOURCES, "digits", lambda: tiny_source)
     classifier_config.train.steps = 2
     jobs.train(classifier_config, tmp_path / "classifier")
@@ -92,7 +93,7 @@ def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeyp
     jobs.train(classifier_config, tmp_path / "classifier")
     assert {path.name for path in (tmp_path / "classifier" / "samples").glob("*.png")} == {"forward_process.png"}
     classifier = ddpm_jax.load(tmp_path / "classifier")
-    assert classifier.state.step == 4
+    chex.assert_trees_all_equal(train(classifier_config, tiny_source, tmp_path / "whole"), classifier.state)
     for call in (
         lambda: jobs.sample(classifier.config, tmp_path / "classifier"),
         lambda: classifier.sample(3),
@@ -112,11 +113,13 @@ def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeyp
     of_x = lambda x, t: classifier.task.log_prob(classifier.params, x, t, labels)  # noqa: E731
     times, keys = uniform(run.process, steps=5), sample_keys(0, jnp.arange(3))
     drawn, guidance = [], {"classifier": str(tmp_path / "classifier"), "scale": 2.0}
-    for form in ("score", "mean"):
+    for form, transform in (("score", classifier_guidance), ("mean", mean_shift)):
         drawn.append(run.sample(3, labels=[3, 7], guidance=guidance | {"form": form}))
-    denoise = mean_shift(kept, run.process, of_x, scale=2.0)
-    by_hand = jax.jit(lambda keys: sample(ancestral(variance="large"), denoise, run.process, times, keys, (8, 8, 1)))
-    np.testing.assert_allclose(drawn[1], by_hand(keys).x, rtol=1e-3, atol=1e-3)
+        denoise = transform(kept, run.process, of_x, scale=2.0)
+        by_hand = jax.jit(
+            lambda keys, denoise=denoise: sample(ancestral(variance="large"), denoise, run.process, times, keys, (8, 8, 1))
+        )
+        np.testing.assert_allclose(drawn[-1], by_hand(keys).x, rtol=1e-3, atol=1e-3)
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3 and np.abs(drawn[0] - run.sample(3)).max() > 1e-3
     with pytest.raises(UserError, match="sampler.labels has 10, but the labels of this run are 0 to 9"):
         run.sample(3, labels=10, guidance=guidance)
