@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from ddpm_jax.diffusion.bound import VARIANCES, bins, bits, bound_term
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, PredictionType, split_output
-from ddpm_jax.diffusion.process import Process, add_noise, derivative
+from ddpm_jax.diffusion.process import Process, add_noise, derivative, reaches_data
 
 Weighting = Callable[[Process, jax.Array], jax.Array]
 
@@ -222,5 +222,5 @@ LOSSES: dict[str, Callable[..., Loss]] = {"denoising": denoising, "hybrid": hybr
 
 def check_chain(process: Process, loss: Loss) -> None:
     """ValueError with the reason where the loss needs a table of steps down to sigma = 0, and the process is none."""
-    if loss.needs_chain and not (process.num_steps > 1 and float(process.sigma(0.0)) == 0):
+    if loss.needs_chain and not (process.num_steps > 1 and reaches_data(process)):
         raise ValueError(f"{loss.needs_chain}: take a beta table of two steps or more as the process, or loss.name=denoising")

@@ -79,6 +79,11 @@ def derivative(f: Callable, t: jax.Array) -> jax.Array:
     return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
 
 
+def reaches_data(process: Process) -> bool:
+    """Whether it is a table with a last step to sigma = 0, as that of betas."""
+    return process.num_steps > 0 and float(process.sigma(0.0)) == 0
+
+
 def root(value: jax.Array) -> jax.Array:
     """sqrt(value), with the gradient 0 where the value is 0."""
     zero = value == 0

@@ -17,7 +17,7 @@ from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import VARIANCES, bins, density
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
-from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
@@ -116,11 +116,6 @@ def variance_of(config: ConfigDict) -> str:
     if name not in (*FIXED_VARIANCES, learned):
         raise UserError(f"config.eval.variance={name} was not learned by this run: take auto, small or large.")
     return name
-
-
-def reaches_data(process: Process) -> bool:
-    """Whether the bound's chain has a last step to sigma = 0, as that of a table of betas."""
-    return process.num_steps > 0 and float(process.sigma(0.0)) == 0
 
 
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:

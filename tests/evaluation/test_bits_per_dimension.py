@@ -24,10 +24,11 @@ from ddpm_jax.diffusion.likelihood import (
     rk4,
     variational_bound,
 )
+from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
-from ddpm_jax.evaluation.bits_per_dimension import make_compute, reaches_data, variance_of
+from ddpm_jax.evaluation.bits_per_dimension import make_compute, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
