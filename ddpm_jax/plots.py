@@ -14,17 +14,18 @@ from ddpm_jax.images import to_uint8
 GREY = 96  # of the lines between tiles
 
 
-def picture(samples: np.ndarray, kinds: int = 0) -> np.ndarray:
+def picture(samples: np.ndarray, kinds: int = 0, columns: int = 0) -> np.ndarray:
     """A grid of images, or a scatter plot of points.
 
+    columns: the images of a row, for what was put together row by row; 0 for the squarest grid.
     kinds: where sample i is of kind i mod kinds, each kind has a row, unless there are fewer than two samples of each.
     """
     if samples.ndim == 2:
         return scatter(samples)
     images = to_uint8(samples)
-    columns = math.ceil(len(images) / max(kinds, 1))
-    if kinds < 2 or columns < 2:
-        return image_grid(images)
+    if kinds < 2 or len(images) <= kinds:
+        return image_grid(images, columns)
+    columns = math.ceil(len(images) / kinds)
     blank = np.full((kinds * columns - len(images), *images.shape[1:]), GREY, np.uint8)
     by_column = np.concatenate([images, blank]).reshape(columns, kinds, *images.shape[1:])
     return image_grid(by_column.swapaxes(0, 1).reshape(-1, *images.shape[1:]), columns=columns)

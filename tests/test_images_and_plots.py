@@ -25,6 +25,15 @@ def test_grid_places_tiles_with_separators(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
+def test_a_picture_keeps_the_rows_that_it_was_made_of():
+    """Three rows of 8 stay three rows of 8; without a word the grid is the squarest."""
+    grey = np.linspace(-1, 1, 24, dtype=np.float32)
+    samples = np.tile(grey[:, None, None, None], (1, 48, 48, 1))
+    shown = plots.picture(samples, columns=8)[24::49, 24::49, 0]
+    np.testing.assert_array_equal(shown, images.to_uint8(grey).reshape(3, 8))
+    assert plots.picture(samples).shape == (5 * 49 + 1, 5 * 49 + 1, 3)
+
+
 def test_small_tiles_are_enlarged_and_colour_is_kept():
     colour = np.zeros((1, 8, 8, 3), np.uint8) + np.array([1, 2, 3], np.uint8)
     picture = plots.image_grid(colour)

@@ -66,7 +66,8 @@ def test_labels_and_guidance(tmp_path, monkeypatch):
     (block,) = [block for block in BLOCKS if "digits-cond" in block]
     names = {}
     exec(block, names)
-    with Image.open("scales.png") as image:
+    assert not list(tmp_path.glob("*.*"))
+    with Image.open("runs/scales.png") as image:
         assert image.size[0] == 2 * image.size[1] - 3 and len(names["rows"]) == 4
     run, x = names["run"], names["rows"][0]
     assert len(run.compiled) == 2
@@ -88,5 +89,9 @@ def test_the_first_hour(tmp_path, monkeypatch):
         if ("ddpm_jax.load" in block or "run.denoise" in block) and "digits-cond" not in block:
             exec(block, names)
     assert isinstance(names["run"], ddpm_jax.training.run.Run) and len(names["run"].compiled) == 4
-    assert {path.name for path in tmp_path.glob("*.*")} == {"steps.png", "eta.png", "film.gif"}
+    assert not list(tmp_path.glob("*.*"))  # of what git would show
+    assert {path.name for path in Path("runs").glob("*.*")} == {"steps.png", "eta.png", "film.gif"}
+    for name in ("steps", "eta"):
+        with Image.open(f"runs/{name}.png") as image:  # a row of 8 for each setting: one noise in a column
+            assert (image.size[0] - 3) * 3 == (image.size[1] - 3) * 8
     assert names["x"].shape == (8, 8, 8, 1) and names["evaluations"] == 50

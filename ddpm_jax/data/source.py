@@ -31,6 +31,9 @@ class Source(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_classes: int
 
+    def __repr__(self) -> str:
+        return f"Source({self.num_examples} of {list(self.image_shape)}, {self.num_classes} classes)"
+
     @property
     def num_examples(self) -> int:
         return len(self.arrays["image"])

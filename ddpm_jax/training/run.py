@@ -42,8 +42,16 @@ class Run:
     num_classes: int
     task: Task
     state: State
-    compiled: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # samplers, by the config they are made from
-    guides: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # other runs, by their directories
+    compiled: dict[str, Any] = dataclasses.field(default_factory=dict)  # samplers, by the config they are made from
+    guides: dict[str, Any] = dataclasses.field(default_factory=dict)  # other runs, by their directories
+
+    def __repr__(self) -> str:
+        """One line: where it lies, what it is of, and how far it was trained."""
+        c, shape = self.config, " x ".join(map(str, self.image_shape))
+        return (
+            f"Run({str(self.workdir)!r}: {c.task} of {c.data.name} [{shape}], {c.network.name}, process {c.process.name}, "
+            f"prediction {c.prediction.name}, step {int(self.state.step)})"
+        )
 
     @property
     def params(self) -> Any:

@@ -17,6 +17,7 @@ def test_both_kinds_have_one_face():
     streamed = Streamed(10, (2, 3, 1), 10, held.gather)
     for name in ("num_examples", "image_shape", "num_classes"):
         assert getattr(held, name) == getattr(streamed, name)
+    assert repr(held) == "Source(10 of [2, 3, 1], 10 classes)"
     indices = np.array([7, 0, 7])
     for source in (held, streamed):
         batch = source.gather(indices)

@@ -1,3 +1,5 @@
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,9 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     np.testing.assert_allclose(film[-1], images, atol=1e-4)
     chex.assert_trees_all_equal(run.params, run.state.ema[0])
     assert run.config.sampler.name == "ancestral"
+
+    where = re.escape(repr(str(workdir)))
+    assert re.fullmatch(rf"Run\({where}: diffusion of digits \[8 x 8 x 1\], toy, process linear, .* step 8\)", repr(run))
 
     run.sample(4, name="ddim", steps=np.int64(6), eta=1, seed=4)
     assert len(run.compiled) == 2  # one more for the film; eta and seed are arguments
