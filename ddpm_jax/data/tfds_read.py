@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data import tfds_trust
 from ddpm_jax.data.source import Source, Streamed, decoders, num_decoders
 from ddpm_jax.errors import UserError
 
@@ -38,11 +39,9 @@ def find_prepared(folder: Path) -> tuple[Path, str] | None:
         # TFDS writes into `incomplete.*` and renames at the end. Sets older than TFDS 4 have no features.json.
         if not re.fullmatch(r"\d+\.\d+\.\d+", version.name) or not (version / "features.json").exists():
             continue
-        try:
-            info = json.loads(info_file.read_text())
-            formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
-        except (ValueError, OSError) as error:
-            raise UserError(f"{info_file} cannot be read ({error}). Delete {version}, then try again.") from error
+        info = tfds_trust.read_json(info_file)
+        others = info.get("alternativeFileFormats", [])
+        formats = [info.get("fileFormat", "tfrecord"), *(others if isinstance(others, list) else [])]
         for form in ("array_record", "tfrecord"):
             if form in formats:
                 found.append((form == "array_record", tuple(map(int, version.name.split("."))), version, form))
@@ -53,11 +52,14 @@ def find_prepared(folder: Path) -> tuple[Path, str] | None:
 def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -> Source | Streamed:
     """A split of the set prepared in `folder`, in array_record or tfrecord form; `Streamed` if it has more MiB of pixels.
 
-    What was decoded into memory is cached beside the folder. Raises UserError where it is no set of images, or damaged.
+    What was decoded into memory is cached beside the folder. Raises UserError where it is no set of images, or damaged, or
+    names what TFDS would run or what lies outside the folder.
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder), file_format=form)
+    tfds_trust.check(folder)
+    with _reading(folder):
+        builder = tfds.builder_from_directory(str(folder), file_format=form)
     check_split(name, split, list(builder.info.splits))
     whole, part = builder.info.features, builder.info.splits[split]
     features = dict(whole.items()) if isinstance(whole, tfds.features.FeaturesDict) else {}

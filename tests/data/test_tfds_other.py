@@ -18,27 +18,6 @@ IMAGE = tfds.features.Image(shape=(6, 5, 3))
 LABEL = tfds.features.ClassLabel(num_classes=7)
 
 
-def prepare(root, examples, features, name="tiny", config=None, split="train", form="array_record"):
-    """Lets TFDS write a set `name` of these examples."""
-    with tfds.core.registered.skip_registration():
-
-        class Builder(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.2.3")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-
-            def _info(self):
-                return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, _dl_manager):
-                return {split: enumerate(examples)}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-    Builder.name = name
-    Builder(data_dir=str(root)).download_and_prepare(file_format=form)
-
-
 def examples(labelled=True):
     for i, pixels in enumerate(PIXELS):
         yield {"image": Image.fromarray(pixels), **({"label": i % 7} if labelled else {})}
@@ -55,7 +34,7 @@ def in_order(source):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, prepare):
     root = tmp_path_factory.mktemp("tfds")
     prepare(root, examples(), {"image": IMAGE, "label": LABEL})
     return root
@@ -94,7 +73,7 @@ def test_a_prepared_set_is_read_by_its_name(prepared):
 
 
 @pytest.mark.parametrize("label", [None, "seven", 7])
-def test_without_class_labels_every_label_is_0(tmp_path, label):
+def test_without_class_labels_every_label_is_0(tmp_path, label, prepare):
     features = {None: {}, "seven": {"label": tfds.features.Text()}, 7: {"label": tfds.features.Scalar(np.int64)}}[label]
     value = {} if label is None else {"label": label}
     prepare(tmp_path, (example | value for example in examples(labelled=False)), {"image": IMAGE, **features})
@@ -102,7 +81,7 @@ def test_without_class_labels_every_label_is_0(tmp_path, label):
     assert (source.arrays["label"].tolist(), source.num_classes) == ([0] * N, 1)
 
 
-def test_a_set_that_does_not_say_its_shape(tmp_path):
+def test_a_set_that_does_not_say_its_shape(tmp_path, prepare):
     anything = {"image": tfds.features.Image(shape=(None, None, 3)), "label": LABEL}
     prepare(tmp_path, examples(), anything)
     assert load(tmp_path).image_shape == load(tmp_path, memory_limit_mb=0).image_shape == (6, 5, 3)
@@ -116,7 +95,7 @@ def test_a_set_that_does_not_say_its_shape(tmp_path):
             act()
 
 
-def test_configs_of_a_set(tmp_path):
+def test_configs_of_a_set(tmp_path, prepare):
     prepare(tmp_path, examples(), {"image": IMAGE, "label": LABEL}, config="small")
     assert sorted(in_order(load(tmp_path))) == sorted(in_order(load(tmp_path, "tiny/small"))) == list(range(N))
     prepare(tmp_path, examples(), {"image": IMAGE, "label": LABEL}, config="other")
@@ -217,7 +196,7 @@ def test_an_unknown_split_lists_the_splits(prepared):
         load(prepared, split="test")
 
 
-def test_sets_that_are_no_images_are_told(tmp_path):
+def test_sets_that_are_no_images_are_told(tmp_path, prepare):
     prepare(tmp_path / "text", [{"text": "a"}], {"text": tfds.features.Text()})
     with pytest.raises(UserError, match="no set of images.*text"):
         load(tmp_path / "text")
@@ -227,7 +206,7 @@ def test_sets_that_are_no_images_are_told(tmp_path):
         load(tmp_path / "float")
 
 
-def test_a_split_without_labels_is_told(tmp_path):
+def test_a_split_without_labels_is_told(tmp_path, prepare):
     unknown = [{"image": Image.fromarray(PIXELS[0]), "label": -1}]
     prepare(tmp_path, unknown, {"image": IMAGE, "label": LABEL}, split="test")
     with pytest.raises(UserError, match="a label -1, outside 0 .. 6"):
