@@ -4,6 +4,7 @@ Samples are images [N, H, W, C], C = 1 or 3, or points [N, 2]; floats in [-1, 1]
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from ddpm_jax import files
 from ddpm_jax.images import to_uint8
 
 GREY = 96  # of the lines between tiles
+LETTERS = 16  # of a row's name, at most
 
 
-def picture(samples: np.ndarray, kinds: int = 0, columns: int = 0) -> np.ndarray:
+def picture(samples: np.ndarray, kinds: int = 0, columns: int = 0, names: Sequence[str] = ()) -> np.ndarray:
     """A grid of images, or a scatter plot of points.
 
     columns: the images of a row, for what was put together row by row; 0 for the squarest grid.
     kinds: where sample i is of kind i mod kinds, each kind has a row, unless there are fewer than two samples of each.
+    names: those of the kinds, which are written beside their rows.
     """
     if samples.ndim == 2:
         return scatter(samples)
@@ -28,7 +31,20 @@ def picture(samples: np.ndarray, kinds: int = 0, columns: int = 0) -> np.ndarray
     columns = math.ceil(len(images) / kinds)
     blank = np.full((kinds * columns - len(images), *images.shape[1:]), GREY, np.uint8)
     by_column = np.concatenate([images, blank]).reshape(columns, kinds, *images.shape[1:])
-    return image_grid(by_column.swapaxes(0, 1).reshape(-1, *images.shape[1:]), columns=columns)
+    grid = image_grid(by_column.swapaxes(0, 1).reshape(-1, *images.shape[1:]), columns=columns)
+    return np.concatenate([_margin(names, len(grid)), grid], axis=1) if names else grid
+
+
+def _margin(names: Sequence[str], height: int) -> np.ndarray:
+    """Names in black on white, evenly from above to below; long ones are cut."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
+    font, space = ImageFont.load_default(13), 5
+    margin = Image.new("RGB", (math.ceil(max(map(font.getlength, names))) + 2 * space, height), "white")
+    for i, name in enumerate(names):
+        ImageDraw.Draw(margin).text((margin.width - space, (i + 0.5) * height / len(names)), name, "black", font, "rm")
+    return np.asarray(margin)
 
 
 def image_grid(images: np.ndarray, columns: int = 0, separator: int = 1, min_tile: int = 48) -> np.ndarray:

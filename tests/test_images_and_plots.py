@@ -34,6 +34,20 @@ def test_a_picture_keeps_the_rows_that_it_was_made_of():
     assert plots.picture(samples).shape == (5 * 49 + 1, 5 * 49 + 1, 3)
 
 
+def test_the_names_of_kinds_stand_beside_their_rows():
+    """In a white margin as wide as the longest name; long names are cut; the grid itself is as without names."""
+    samples = np.zeros((6, 8, 8, 1), np.float32)
+    plain = plots.picture(samples, kinds=3)
+    named = plots.picture(samples, kinds=3, names=("cat", "", "d" * 500))
+    width = named.shape[1] - plain.shape[1]
+    assert 20 < width < 200
+    np.testing.assert_array_equal(named[:, width:], plain)
+    rows = np.array_split(named[:, :width], 3)
+    assert [bool((row < 128).any()) for row in rows] == [True, False, True]
+    assert all((row[0] == 255).all() and (row[-1] == 255).all() for row in rows)
+    assert plots.picture(samples[:3], kinds=3, names=("a", "b", "c")).shape == plots.picture(samples[:3], kinds=3).shape
+
+
 def test_small_tiles_are_enlarged_and_colour_is_kept():
     colour = np.zeros((1, 8, 8, 3), np.uint8) + np.array([1, 2, 3], np.uint8)
     picture = plots.image_grid(colour)
