@@ -98,8 +98,8 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     """The file appears whole or not at all."""
     from PIL import Image
 
-    with files.whole(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    with files.whole(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")
 
 
 def save_gif(path: str | Path, film: np.ndarray, images: int = 16, milliseconds: int = 80, hold: int = 1500) -> None:
@@ -108,8 +108,8 @@ def save_gif(path: str | Path, film: np.ndarray, images: int = 16, milliseconds:
 
     frames = [Image.fromarray(picture(frame if frame.ndim == 2 else frame[:images])) for frame in film]
     durations = [milliseconds] * (len(frames) - 1) + [hold]
-    with files.whole(path) as temporary:
-        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    with files.whole(path) as file:
+        frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def save_curve(path: str | Path, steps: list[int], losses: list[float]) -> None:
@@ -121,5 +121,5 @@ def save_curve(path: str | Path, steps: list[int], losses: list[float]) -> None:
     axes.plot(steps, losses, color="black", linewidth=1)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    with files.whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -177,7 +177,7 @@ TABLE = {
     "a name too long": (None, f"{TOY} --workdir={'a' * 300}", ["File name too long"]),
     "a file as samples": (lambda: replace("run/samples", ""), AGAIN, ["run directory run cannot be written", "File exists"]),
     "a file as checkpoints": (lambda: replace("run/checkpoints", ""), AGAIN, ["run directory run cannot be written"]),
-    "a folder as metrics": (lambda: replace("run/metrics.jsonl"), AGAIN, ["metrics cannot be written", "Is a directory"]),
+    "a folder as metrics": (lambda: replace("run/metrics.jsonl"), AGAIN, ["metrics.jsonl cannot be read", "Is a directory"]),
     "a folder as config": (lambda: replace("run/config.json"), AGAIN, ["run/config.json cannot be read", "Is a directory"]),
     "an empty config": (
         lambda: replace("run/config.json", ""), AGAIN,
@@ -261,7 +261,7 @@ TABLE = {
     # samples
     "nowhere to write samples": (
         lambda: replace("run/samples", ""), "--mode=sample --workdir=run",
-        ["NotADirectory", "--debug"],
+        ["File exists", "--debug"],
     ),
 }  # fmt: skip
 # the same, prepared with pytest's monkeypatch

@@ -1,15 +1,18 @@
 """A folder of the user's own images: PNG, JPEG and WebP, of any sizes."""
 
+import contextlib
 import math
 import os
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddpm_jax import files
 from ddpm_jax.data.source import MEMORY_LIMIT_MB, Source, Streamed, decoders
 from ddpm_jax.errors import UserError
 
@@ -117,9 +120,9 @@ def names_in(root: Path, key: str = "data.path") -> list[str]:
     def refuse(error: OSError):
         raise UserError(f"{_shown(str(error.filename))} cannot be listed ({error.strerror}). Allow it, or move it.") from error
 
-    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=False):
+    for folder, subfolders, inside in os.walk(root, onerror=refuse, followlinks=False):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for file in files:
+        for file in inside:
             if file.startswith("."):
                 continue
             if file.lower().endswith(_ENDINGS):
@@ -198,14 +201,14 @@ def _try(function, path: Path, *args):
         return Failure(str(getattr(error, "strerror", None) or error or type(error).__name__))
 
 
-def _open(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
     """The image, of which only the head is read. Pillow raises at twice its limit; here, everything above it is refused."""
-    image = Image.open(path, formats=_FORMATS)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        image.close()
-        raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels, more than the limit of {limit}.")
-    return image
+    with files.open_existing(path, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels, more than the limit of {limit}.")
+        yield image
 
 
 def _is_grey(path: Path) -> bool:

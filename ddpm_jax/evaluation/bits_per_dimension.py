@@ -1,6 +1,5 @@
 """Bits per dimension of a run on a set of examples: by the probability-flow ODE and by the variational bound."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -41,7 +40,8 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
     c, devices = run.config.eval, jax.local_devices()
     count = min(c.num_examples or source.num_examples, source.num_examples)
     conditions = conditions_of(run)
-    path = records.path_of(run.workdir / "evaluations", f"bits_per_dimension_step_{int(run.state.step):08}", conditions)
+    folder = files.folder(run.workdir, "evaluations")
+    path = records.path_of(folder, f"bits_per_dimension_step_{int(run.state.step):08}", conditions)
     results = records.open_records(path, conditions)
     left = [i for i in range(count) if i not in results]
     batch = -(-min(c.batch_size, count) // len(devices)) * len(devices)
@@ -68,7 +68,7 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
             results |= {line["example"]: line for line in lines}
             progress(count - len(left) + first + len(now))
     summary = {"conditions": conditions, **summarise([results[i] for i in range(count)], source.image_shape)}
-    files.write_text(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+    files.write_json(path.with_suffix(".json"), summary)
     print("\n".join(report(summary)))
     print(f"{duration(time.monotonic() - start)}; wrote\n  {path}\n  {path.with_suffix('.json')}", flush=True)
     return summary

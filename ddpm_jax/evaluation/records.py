@@ -17,11 +17,12 @@ def path_of(folder: Path, name: str, conditions: dict[str, Any]) -> Path:
 
 def open_records(path: Path, conditions: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """The results so far by example, of a file that is now whole: a line that a kill cut short is gone."""
-    path.parent.mkdir(exist_ok=True)
-    results = {}
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
-            values = json.loads(line)
+    results, text = {}, ""
+    with contextlib.suppress(files.Missing):
+        text = files.read_text(path)
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            values = files.parse_json(line)
             results[int(values["example"])] = values
     lines = [{"conditions": conditions}, *results.values()]
     files.write_text(path, "".join(json.dumps(values) + "\n" for values in lines))
@@ -30,5 +31,5 @@ def open_records(path: Path, conditions: dict[str, Any]) -> dict[int, dict[str, 
 
 def append(path: Path, results: list[dict[str, Any]]) -> None:
     """Adds the results of some examples."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(values) + "\n" for values in results))
+    with files.open_to_append(path) as file:
+        file.write("".join(json.dumps(values) + "\n" for values in results).encode())

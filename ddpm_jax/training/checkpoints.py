@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from ddpm_jax import files
 from ddpm_jax.errors import UserError, first_line
 
 FORMAT = 2
@@ -128,7 +129,7 @@ def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
 def _write_sums(directory: Path) -> None:
     """Into the checkpoint that is being written, before it gets its name."""
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-        (folder / SUMS).write_text(_sums(folder))
+        files.write_text(folder / SUMS, _sums(folder))
 
 
 def _check_files(folder: Path) -> None:
@@ -144,8 +145,8 @@ def _check_files(folder: Path) -> None:
                 raise Damaged(f"{path.relative_to(folder)} is a link or no file")
         if not (folder / SUMS).exists():
             return
-        wanted, found = (folder / SUMS).read_text(), _sums(folder)
-    except (OSError, ValueError) as error:
+        wanted, found = files.read_text(folder / SUMS), _sums(folder)
+    except (files.Unreadable, OSError) as error:
         raise Damaged(f"its files cannot be read: {first_line(error)}") from error
     if wanted != found:
         odd = sorted({*wanted.splitlines()} ^ {*found.splitlines()}, key=lambda line: line[64:])
@@ -157,15 +158,14 @@ def _sums(folder: Path) -> str:
     lines = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and str(path.relative_to(folder)) not in UNSUMMED:
-            with path.open("rb") as file:
+            with files.open_existing(path) as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
     return "".join(lines)
 
 
 def _move_aside(folder, steps):
     for step in steps:
-        destination = folder.parent / "damaged" / str(step)
-        destination.parent.mkdir(exist_ok=True)
+        destination = files.folder(folder.parent, "damaged") / str(step)
         shutil.rmtree(destination, ignore_errors=True)
         shutil.move(folder / str(step), destination)
 

@@ -1,6 +1,5 @@
 """Inpainting of given images by a trained run: what is given, and its picture."""
 
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import images, plots
+from ddpm_jax import files, images, plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import folder
 from ddpm_jax.diffusion.inverse import INPAINTING, known_x0
@@ -65,18 +64,24 @@ def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:
 
 def _stored(path, image_shape):
     """The images in an .npz file as sampling writes it."""
+
+    def choose(heads):
+        if "samples" not in heads:
+            raise files.Unreadable(path, "there is no array `samples` in it")
+        dtype, shape = heads["samples"]
+        if dtype != np.uint8 or shape[1:] != image_shape:
+            raise UserError(
+                f"{path} holds {dtype} {list(shape)}, and the run's images are uint8 [N, "
+                f"{', '.join(map(str, image_shape))}]: give images of its size."
+            )
+        return ["samples"]
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            pictures = file["samples"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = "there is no array `samples` in it" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} cannot be read as images ({reason}). Give a .npz as sampling writes it, or PNGs.") from error
-    if pictures.dtype != np.uint8 or pictures.shape[1:] != image_shape:
+        return files.read_npz(path, choose, follow=True)["samples"]
+    except files.Unreadable as error:
         raise UserError(
-            f"{path} holds {pictures.dtype} {list(pictures.shape)}, and the run's images are uint8 [N, "
-            f"{', '.join(map(str, image_shape))}]: give images of its size."
-        )
-    return pictures
+            f"{path} cannot be read as images ({error.reason}). Give a .npz as sampling writes it, or PNGs."
+        ) from error
 
 
 def transformed(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import plots
+from ddpm_jax import files, plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
 from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
@@ -49,7 +49,7 @@ def sample(config: ConfigDict, workdir: Path) -> None:
 
 def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, examples: int = 8) -> None:
     """Some examples on their way into noise, as an animation and a filmstrip."""
-    folder = workdir / "samples"
+    folder = files.folder(workdir, "samples")
     if config.sampler.frames < 3 or (folder / "forward_process.png").exists():
         return
     count = min(examples if len(source.image_shape) == 3 else 2000, source.num_examples)
@@ -89,7 +89,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     }
     name = sampling.sample_name(config, int(state.step))
     picture = inpainting.picture(given, drawn.x) if given else None
-    paths = sampling.write_samples(workdir / "samples", name, drawn, facts, task.labels, picture)
+    paths = sampling.write_samples(files.folder(workdir, "samples"), name, drawn, facts, task.labels, picture)
     print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
     for path in paths:
         print(f"  {path}")

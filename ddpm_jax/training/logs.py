@@ -29,7 +29,8 @@ class Log:
 
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
-        self.events = workdir / "tensorboard" / f"events.out.tfevents.{time.time_ns() // 10**6}.{socket.gethostname()}"
+        self.workdir = workdir
+        self.events = f"events.out.tfevents.{time.time_ns() // 10**6}.{socket.gethostname()}"
         self.told = False
         with self._recording():
             cut(self.path, step)
@@ -38,8 +39,8 @@ class Log:
 
     def scalars(self, step: int, values: dict[str, Any], levels: tuple[float, float]) -> None:
         """A JSON line; in TensorBoard each number, and loss_by_level under the middle of each level."""
-        with self._recording(), self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        with self._recording(), files.open_to_append(self.path) as file:
+            file.write((json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode())
         scalars = {}
         for name, value in values.items():
             if not isinstance(value, list):
@@ -58,9 +59,8 @@ class Log:
 
     def sync(self) -> None:
         """Returns when the lines are on the disk: before a checkpoint, which must not outlive them in a power cut."""
-        if self.path.exists():
-            with self._recording(), self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        with self._recording(), files.open_to_append(self.path) as file:
+            os.fsync(file.fileno())
 
     def _event(self, step: int, **content: Any) -> None:
         """Appends an event: length, its checksum, the event, its checksum (the TFRECORD form)."""
@@ -68,8 +68,7 @@ class Log:
         length = struct.pack("<Q", len(data))
         parts = length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))
         try:
-            self.events.parent.mkdir(exist_ok=True)
-            with self.events.open("ab") as file:
+            with files.open_to_append(files.folder(self.workdir, "tensorboard") / self.events) as file:
                 file.write(b"".join(parts))
         except OSError as error:
             self.tell(error)
@@ -93,10 +92,12 @@ class Log:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The objects of a metrics file. Lines that are damaged, as a kill leaves the last one, are left out."""
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
+    lines, text = [], ""
+    with contextlib.suppress(files.Missing):
+        text = files.read_text(path)
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            values = files.parse_json(line)
             if isinstance(values, dict) and type(values.get("step")) is int:
                 lines.append(values)
     return lines

@@ -14,7 +14,6 @@ names. A config *file*, --config=x.py, is a program and runs as one.)
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax import files
 from ddpm_jax.data import Source, Streamed
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, first_line
 
 FORMAT = 3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
@@ -55,11 +54,9 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
     Raises UserError where there is no readable run.
     """
     path = workdir / "config.json"
-    for inside in (*workdir.glob("*"), *workdir.glob("*/*")):
-        if inside.is_symlink():
-            raise UserError(f"{inside} is a link, and a run directory must hold none: put there what it leads to.")
+    files.check_real(workdir)
     try:
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
         version = content["format"]
         while version in [*MIGRATIONS]:  # not a lookup: a stranger's version may be a list
             content, version = MIGRATIONS[version](content), version + 1
@@ -71,15 +68,16 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
             raise ValueError(f"image_shape is {list(image_shape)}")
         if not (type(num_classes) is int and 0 <= num_classes < 2**31):
             raise ValueError(f"num_classes is {num_classes}")
-    except FileNotFoundError:
+    except files.Missing:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
             "or give the --workdir of an existing run."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (files.Unreadable, ValueError, KeyError, TypeError) as error:
+        reason = error.reason if isinstance(error, files.Unreadable) else first_line(error)
         raise UserError(
-            f"{path} cannot be read as a run's config ({type(error).__name__}: {error}). Put a copy of it there, if you have "
-            "one, or give another --workdir."
+            f"{path} cannot be read as a run's config ({reason}). Put a copy of it there, if you have one, or give another "
+            "--workdir."
         ) from error
     if version != FORMAT:
         raise UserError(f"{path} has format {version}; this code reads formats up to {FORMAT}. Use the code that wrote it.")
@@ -98,8 +96,8 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
 def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int = 0) -> None:
     """Creates the directory's folders and writes config.json, whole or not at all."""
     try:
-        for folder in (workdir, workdir / "checkpoints", workdir / "samples"):
-            folder.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoints", "samples"):
+            files.folder(workdir, name)
         content = {
             "format": FORMAT,
             "config": configs.flatten(config),
@@ -107,7 +105,7 @@ def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], 
             "num_classes": num_classes,
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        files.write_text(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+        files.write_json(workdir / "config.json", content)
     except OSError as error:
         raise _cannot_be_written(workdir, error) from error
 
@@ -144,10 +142,10 @@ def held(workdir: Path) -> Iterator[None]:
 
     The lock is the operating system's (flock): it ends with the process, however that ends.
     """
-    path = workdir / "lock"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        files.folder(workdir)
+        files.check_real(workdir)
+        file = files.open_to_append(workdir / "lock")
     except OSError as error:
         raise _cannot_be_written(workdir, error) from error
     with file:
@@ -156,7 +154,8 @@ def held(workdir: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = path.read_text().strip() or "a process"
+            file.seek(0)
+            holder = file.read(200).decode("utf-8", "replace").strip() or "a process"
             raise UserError(
                 f"{workdir} is in use: {holder} trains there. Wait for it or stop it, or give another --workdir. "
                 "(--mode=sample may run beside it.)"
@@ -166,8 +165,9 @@ def held(workdir: Path) -> Iterator[None]:
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         file.truncate(0)
         with contextlib.suppress(OSError):  # a full disk: held all the same
-            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},")
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode())
             file.flush()
+        files.clear_left_over((workdir, workdir / "samples", workdir / "evaluations"))
         try:
             yield
         finally:

@@ -106,11 +106,11 @@ def write_samples(
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
     plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)) if picture is None else picture)
     given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
-    with files.whole(paths[1]) as temporary, temporary.open("wb") as file:
+    with files.whole(paths[1]) as file:
         np.savez_compressed(file, samples=samples, **given)
     if drawn.frames is not None:
         paths += write_film(folder, f"{name}_trajectory", drawn.frames)
-    files.write_text(paths[2], json.dumps(facts, indent=2) + "\n")
+    files.write_json(paths[2], facts)
     return paths
 
 
@@ -122,9 +122,10 @@ def how(config: ConfigDict) -> dict[str, Any]:
 def read_facts(folder: Path, name: str) -> dict[str, Any]:
     """What `write_samples` wrote of these samples; {} where there are none, or a damaged file."""
     try:
-        return {**json.loads((folder / f"{name}.json").read_text())}
-    except (OSError, ValueError, TypeError):
+        facts = files.read_json(folder / f"{name}.json")
+    except files.Unreadable:
         return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:

@@ -1,8 +1,10 @@
+import io
 import json
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from ddpm_jax import files
 from ddpm_jax.errors import UserError
 from ddpm_jax.plots import save_curve
 from ddpm_jax.training.logs import Log, read
@@ -59,9 +61,9 @@ def test_a_damaged_line_costs_no_other(tmp_path):
     assert read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 4, "loss": 0.25}]
 
 
-def test_metrics_that_cannot_be_written_stop_the_run(tmp_path):
+def test_metrics_that_cannot_be_written_stop_the_run(tmp_path, monkeypatch):
     log = Log(tmp_path, 0)
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(files, "open_to_append", lambda _: io.FileIO("/dev/full", "wb"))
     with pytest.raises(UserError, match="metrics cannot be written: .*No space left on device.*start the same command again"):
         log.scalars(2, {"loss": 0.5}, LEVELS)
 

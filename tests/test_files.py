@@ -1,0 +1,134 @@
+"""No link of a run directory is followed, nothing but regular files is opened, and what is read is read within limits."""
+
+import ast
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import ddpm_jax
+from ddpm_jax import config as configs
+from ddpm_jax import files
+from ddpm_jax.data import folder
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import logs, run_directory, sampling
+
+PACKAGE = Path(ddpm_jax.__file__).parent
+OPENS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "makedirs", "touch"}
+ARRAYS = {"np.load", "np.save", "np.savez", "np.savez_compressed", "np.memmap", "np.fromfile", "json.load", "json.dump"}
+# What else opens, outside of run directories, or writes to a file that `files` has opened.
+OTHERS = {
+    "platform.py": {"Path(folder).mkdir"},  # of the compilation cache
+    "training/sampling.py": {"np.savez_compressed"},  # into an opened file
+    "data/folder.py": {"Image.open"},  # of an opened file
+    "data/cifar.py": {"path.read_bytes"},  # files of data sets
+    "data/tfds_read.py": {"path.open", "partial.open", "info_file.read_text", "np.load", "np.savez", "path.parent.mkdir"},
+    "data/tfds_prepare.py": {"tarfile.open", "path.read_bytes"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_hanging():
+    """A pipe that is opened after all ends the tests, which would hang for ever."""
+    timer = threading.Timer(60, os._exit, (1,))
+    timer.start()
+    yield
+    timer.cancel()
+
+
+def make(kind, path, precious):
+    """Puts something of this kind at the path."""
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as a:
+            here = os.open(path.parent, os.O_RDONLY)
+            a.bind(f"/proc/self/fd/{here}/{path.name}")
+            os.close(here)
+
+
+def test_one_module_opens_files():
+    """So that what holds there, no links and regular files alone, holds everywhere."""
+    for path in PACKAGE.rglob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        texts = {ast.unparse(call) for call in calls if getattr(call, "attr", getattr(call, "id", "")) in OPENS}
+        texts |= ARRAYS & {ast.unparse(call) for call in calls}
+        name = path.relative_to(PACKAGE).as_posix()
+        more = {text for text in texts if not text.startswith("files.")} - OTHERS.get(name, set())
+        assert name == "files.py" or not more, f"{name} calls {more}: call ddpm_jax.files, or add to OTHERS with the reason"
+
+
+PLACES = ["lock", "config.json", "metrics.jsonl", "samples", "samples/a.json", "checkpoints", "tensorboard", "evaluations", "x"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "socket"])
+def test_nothing_but_files_and_folders_in_a_run_directory(kind, tmp_path):
+    """Also in one that holds no config yet, which a new run could be started in."""
+    (tmp_path / "precious").write_text("kept")
+    for new in (True, False):
+        for place in PLACES:
+            workdir = tmp_path / f"{new}-{place.replace('/', '-')}"
+            files.folder(workdir, "samples")
+            if not new:
+                run_directory.write(workdir, configs.base(), (8, 8, 1))
+            make(kind, workdir / place, tmp_path / "precious")
+            with pytest.raises(UserError, match=f"{place} is a .*and a run directory must hold none"):
+                if new:
+                    with run_directory.held(workdir):
+                        pass
+                else:
+                    run_directory.read(workdir)
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "socket"])
+def test_no_function_opens_them_either(kind, tmp_path):
+    """Whoever reads or writes: nothing is followed, nothing hangs."""
+    precious, path = tmp_path / "precious", tmp_path / "run" / "metrics.jsonl"
+    precious.write_text("kept")
+    path.parent.mkdir()
+    make(kind, path, precious)
+    with pytest.raises(OSError, match="It is a"):
+        files.open_existing(path)
+    with pytest.raises(OSError, match="It is a"):
+        files.open_to_append(path)
+    for read in (files.read_text, files.read_json, lambda path: files.read_npz(path, list)):
+        with pytest.raises(files.Unreadable, match="metrics.jsonl cannot be read .*It is a"):
+            read(path)
+    with pytest.raises(UserError, match="metrics"):
+        logs.Log(path.parent, 0).scalars(1, {"loss": 0.5}, (0.0, 1.0))
+    files.write_text(path, "another")
+    assert path.read_text() == "another" and path.is_file() and not path.is_symlink() and precious.read_text() == "kept"
+    make(kind, path.with_name("samples"), tmp_path)
+    with pytest.raises(OSError, match="It is a link|File exists"):
+        files.folder(path.parent, "samples")
+    make(kind, path.with_name("facts.json"), precious)
+    assert sampling.read_facts(path.parent, "facts") == {}
+
+
+def test_links_that_a_user_names_are_followed(tmp_path):
+    """An image elsewhere, or a workdir on another disk."""
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.png").symlink_to(tmp_path / "a.png")
+    assert folder.exactly(tmp_path / "images" / "b.png", (9, 9, 1)).shape == (9, 9, 1)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    run_directory.write(tmp_path / "here" / "run", configs.base(), (8, 8, 1))
+    assert run_directory.read(tmp_path / "here" / "run")[1] == (8, 8, 1)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_an_image_that_is_no_file_is_skipped(kind, tmp_path, capsys):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    make(kind, tmp_path / "b.png", None)
+    assert folder.load(split="train", path=str(tmp_path), image_size=8).num_examples == 1
+    assert "b.png (It is a pipe, a device or a socket, and not a file)" in capsys.readouterr().out
