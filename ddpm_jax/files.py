@@ -207,7 +207,9 @@ def _readable(path: str | Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise Missing(path, "there is no such file") from error
-    except Exception as error:  # damaged files surface as anything: OSError, ValueError, BadZipFile, zlib.error, KeyError
+    except OSError as error:
+        raise Unreadable(path, error.strerror or first_line(error)) from error
+    except Exception as error:  # damaged files surface as anything: ValueError, BadZipFile, zlib.error, KeyError
         raise Unreadable(path, first_line(error)) from error
 
 

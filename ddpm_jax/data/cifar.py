@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax import files
 from ddpm_jax.data.source import RAW_VARIABLE, Source, decoders
 from ddpm_jax.errors import UserError
 
@@ -52,9 +53,9 @@ def decode(data: bytes, origin: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        data = path.read_bytes()
-        data = lzma.decompress(data) if path.suffix == ".xz" else data
-    except (OSError, lzma.LZMAError) as error:
+        with files.open_existing(path, follow=True) as file, lzma.open(file) if path.suffix == ".xz" else file as content:
+            data = content.read(BATCH * RECORD + 1)  # one more than there may be: a small file can hold a lot
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}). Replace it by the official file.") from error
     images, labels = decode(data, str(path))
     if len(images) != BATCH:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ddpm_jax import files
 from ddpm_jax.data import cifar
 from ddpm_jax.data.source import RAW_VARIABLE
 from ddpm_jax.data.tfds_read import find_prepared
@@ -184,7 +185,8 @@ def _decode_idx(_split: str, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]
 
 def _read_idx(path: Path) -> np.ndarray:
     """An idx file of bytes: two zeros, type 8, the number of axes, each axis as a big-endian int32, the data."""
-    data = gzip.decompress(path.read_bytes())
+    with files.open_existing(path, follow=True) as file, gzip.open(file) as content:
+        data = content.read(files.ARRAYS_LIMIT)
     zeros, kind, axes = struct.unpack(">HBB", data[:4])
     shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     if (zeros, kind) != (0, 8) or len(data) != 4 + 4 * axes + math.prod(shape):
@@ -211,7 +213,7 @@ def _cifar_label_names(paths: list[Path]) -> list[str]:
 def _members(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
     """Files of the archive by their names, read without unpacking anything to disk."""
     found = {}
-    with tarfile.open(path, "r:gz") as archive:
+    with files.open_existing(path, follow=True) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
         for member in archive:
             folder, _, name = member.name.rpartition("/")
             if folder == "cifar-10-batches-bin" and name in names and member.isfile():

@@ -10,18 +10,19 @@ import math
 import os
 import re
 import struct
-import uuid
-import zipfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax import files
 from ddpm_jax.data import tfds_trust
 from ddpm_jax.data.source import Source, Streamed, decoders, num_decoders
 from ddpm_jax.errors import UserError
 
+CACHE = "ddpm_jax_cache"  # the folder beside those of the versions
 _CHUNK = 1024  # records decoded per call
 
 
@@ -81,10 +82,10 @@ def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -
             return Streamed(num_examples, shape, num_classes, Reader(records, take, folder).gather)
 
         shards = [(Path(path).name, os.path.getsize(path)) for path in part.filepaths]
-        cache = folder.parent / "ddpm_jax_cache" / f"{folder.name}-{split}.npz"
+        cache = f"{folder.name}-{split}.npz"
         fingerprint = json.dumps(shards)
         shapes = {"image": (num_examples, *shape), "label": (num_examples,)}
-        arrays = _load_cache(cache, shapes, fingerprint)
+        arrays = _load_cache(folder.parent / CACHE / cache, shapes, fingerprint)
         if arrays is None:
             arrays = {"image": np.empty(shapes["image"], np.uint8), "label": np.empty(shapes["label"], np.int32)}
             count = 0
@@ -93,7 +94,7 @@ def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -
                 count += 1
             if count != num_examples:
                 raise ValueError(f"{count} of {num_examples} examples")
-            _save_cache(cache, arrays, fingerprint)
+            _save_cache(folder.parent, cache, arrays, fingerprint)
     return Source(arrays, num_classes)
 
 
@@ -166,7 +167,7 @@ class TfrecordIndex:
     def _read(self, key: int) -> dict[str, Any]:
         start, length = self.spans[key].tolist()
         path = self.paths[self.files[key]]
-        with path.open("rb") as file:
+        with files.open_existing(path) as file:
             file.seek(start)
             record = file.read(length)
         if len(record) < length:
@@ -191,7 +192,7 @@ def _tfrecord_spans(path: Path) -> np.ndarray:
     Its form: uint64 length, uint32 CRC, the bytes, uint32 CRC, and so on. The CRCs are not checked.
     """
     spans, start, size = [], 0, path.stat().st_size
-    with path.open("rb") as file:
+    with files.open_existing(path) as file:
         while start < size:
             file.seek(start)
             head = file.read(12)
@@ -206,7 +207,7 @@ def _tfrecord_spans(path: Path) -> np.ndarray:
 def _tfrecords(path: Path) -> Iterator[bytes]:
     """The records of a TFRECORD file."""
     spans = _tfrecord_spans(path)
-    with path.open("rb") as file:
+    with files.open_existing(path) as file:
         for start, length in spans.tolist():
             file.seek(start)
             yield file.read(length)
@@ -214,26 +215,21 @@ def _tfrecords(path: Path) -> Iterator[bytes]:
 
 def _load_cache(path: Path, shapes: dict[str, tuple[int, ...]], fingerprint: str) -> dict[str, np.ndarray] | None:
     """The cached arrays, or None where the file is absent, damaged, or made from other shards."""
+    wanted = {key: (dtype, shapes[key]) for key, dtype in {"image": np.uint8, "label": np.int32}.items()}
+
+    def choose(heads):
+        if {key: heads[key] for key in wanted} != wanted:
+            raise files.Unreadable(path, "it holds other arrays")
+        return [*wanted, "shards"]
+
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in ("image", "label")}
-            same = str(stored["shards"]) == fingerprint
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = files.read_npz(path, choose, limit=sys.maxsize)  # of the shapes that the set has
+    except files.Unreadable:
         return None
-    fits = all(arrays[key].shape == shape for key, shape in shapes.items())
-    return arrays if same and fits and (arrays["image"].dtype, arrays["label"].dtype) == (np.uint8, np.int32) else None
+    return arrays if str(arrays.pop("shards")) == fingerprint else None
 
 
-def _save_cache(path: Path, arrays: dict[str, np.ndarray], fingerprint: str) -> None:
+def _save_cache(folder: Path, name: str, arrays: dict[str, np.ndarray], fingerprint: str) -> None:
     """Writes the cache in one move; a folder that cannot be written only means slower starts."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                np.savez(file, **arrays, shards=np.array(fingerprint))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), files.whole(files.folder(folder, CACHE) / name) as file:
+        np.savez(file, **arrays, shards=np.array(fingerprint))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax import files
 from ddpm_jax.errors import UserError
 
 # The classes that a set may name: TFDS's own, but for Audio, which starts other programs to decode.
@@ -62,14 +63,12 @@ def check(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a prepared set. Raises UserError where there is none that can be read."""
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise ValueError("it is no regular file")
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
         if not isinstance(content, dict):
-            raise ValueError("it holds no JSON object")
+            raise files.Unreadable(path, "it holds no JSON object")
         return content
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Delete {path.parent}, then try again.") from error
+    except files.Unreadable as error:
+        raise UserError(f"{path} cannot be read ({error.reason}). Delete {path.parent}, then try again.") from error
 
 
 def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
