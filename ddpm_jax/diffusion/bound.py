@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.posterior import (
     small_variance,
 )
 from ddpm_jax.diffusion.predictions import Prediction
-from ddpm_jax.diffusion.process import Process, expand, one_minus_snr_ratio
+from ddpm_jax.diffusion.process import Process, check_times, expand, one_minus_snr_ratio
 
 # Positive at every pair. At the first step of the chain both fixed ones are the clipped small one, as in Ho et al.'s code.
 VARIANCES: dict[str, Callable] = {
@@ -71,6 +71,7 @@ def bound_term(
 
         1/2 [u / v - 1 - log(u / v) + (alpha_s r (x_0 - x0_hat))^2 / v]
     """
+    check_times(process, t=t, s=s)
     at_end = expand(process.sigma(s) == 0, x0)
     log_v = jnp.log(variance(process, t, s, prediction.raw))
     log_v = log_v if log_v.ndim == x0.ndim else expand(log_v, x0)  # learned ones differ from element to element

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.process import Process, concrete
+from ddpm_jax.diffusion.process import Process, check_times, concrete
 
 
 def uniform(process: Process, *, steps: int, t_min: jax.Array | None = None) -> jax.Array:
@@ -96,6 +96,7 @@ def explicit(process: Process, *, times: tuple[float, ...]) -> jax.Array:
     grid = np.asarray(times, np.float64)
     if grid.ndim != 1 or not len(grid):
         raise ValueError(f"an explicit grid needs at least one time, found {times}")
+    check_times(process, times=grid)
     if process.num_steps:
         total = process.num_steps
         nearest = np.rint(grid * total)
@@ -115,7 +116,9 @@ def _ends(process, t_min):
     """t_max and t_min, for a grid that both of them bound."""
     if process.num_steps:
         t_min = 1 / process.num_steps
-    return process.t_max, jnp.asarray(process.t_min.sampling if t_min is None else t_min, float)
+    t_min = process.t_min.sampling if t_min is None else t_min
+    check_times(process, t_min=t_min)
+    return process.t_max, jnp.asarray(t_min, float)
 
 
 def _between(first, last, fractions):

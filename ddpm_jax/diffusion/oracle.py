@@ -25,7 +25,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
-from ddpm_jax.diffusion.process import Process, concrete
+from ddpm_jax.diffusion.process import Process, check_times, concrete
 from ddpm_jax.diffusion.samplers import At, Sampler
 
 
@@ -69,6 +69,7 @@ def gaussian(mean, covariance) -> Mixture:
 
 def _components(data, process, x, t):
     """Per example and component: coordinates U^T (x - alpha m) [B, K, D], their variances [B, K, D], alpha, sigma [B, 1, 1]."""
+    check_times(process, t=t)
     t = jnp.broadcast_to(t, x.shape[:1])
     alpha, sigma = process.alpha(t)[:, None, None], process.sigma(t)[:, None, None]
     offsets = x.reshape(len(x), 1, -1) - alpha * data.means
@@ -125,6 +126,7 @@ def class_log_posterior(data: Mixture, process: Process, x: jax.Array, t: jax.Ar
 
 def draw(data: Mixture, process: Process, t: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Samples of p_t [B, D] and their labels [B]. keys: [B]; t: [] or [B], 0 for data where sigma(0) = 0."""
+    check_times(process, t=t)
     t = jnp.broadcast_to(t, keys.shape)
 
     def one(key, t):
@@ -139,6 +141,7 @@ def draw(data: Mixture, process: Process, t: jax.Array, keys: jax.Array) -> tupl
 
 def moments(data: Mixture, process: Process, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean [D] and covariance [D, D] of p_t."""
+    check_times(process, t=t)
     weights = jnp.exp(data.log_weights)
     mean = weights @ data.means
     offsets = data.means - mean

@@ -26,11 +26,13 @@ def posterior_mean(process: Process, x: jax.Array, x0: jax.Array, t: jax.Array, 
 
 def small_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
     """sigma_s^2 (1 - SNR_t / SNR_s): the variance of q(x_s | x_t, x_0); right where x_0 is a single point."""
+    check_times(process, t=t, s=s)
     return process.sigma(s) ** 2 * one_minus_snr_ratio(process, t, s)
 
 
 def large_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
     """sigma_t^2 (1 - SNR_t / SNR_s): the variance of q(x_t | x_s), beta_n on a full chain; right where x_0 ~ N(0, I)."""
+    check_times(process, t=t, s=s)
     return process.sigma(t) ** 2 * one_minus_snr_ratio(process, t, s)
 
 
@@ -49,8 +51,9 @@ def clipped_large_variance(process: Process, t: jax.Array, s: jax.Array, raw: ja
     return jnp.where(process.sigma(s) == 0, clipped_small_variance(process, t, s), large_variance(process, t, s))
 
 
-def learned_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array) -> jax.Array:  # noqa: ARG001
+def learned_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array) -> jax.Array:
     """exp(raw): raw is the log-variance (Nichol & Dhariwal 2021, code) of the chain that it was trained on, of no other."""
+    check_times(process, t=t, s=s)
     return jnp.exp(_checked(raw))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.process import Process, concrete, derivative, expand
+from ddpm_jax.diffusion.process import Process, check_times, concrete, derivative, expand
 
 
 class Prediction(NamedTuple):
@@ -52,6 +52,7 @@ class PredictionType(NamedTuple):
 
 
 def _coefficients(process, t, like):
+    check_times(process, t=t)
     return expand(process.alpha(t), like), expand(process.sigma(t), like)
 
 
@@ -240,11 +241,13 @@ def network_denoiser(
 ) -> Denoiser:
     """The denoiser of a network apply(x [B, ...], time [B]) -> output, with parameters and conditioning already bound.
 
-    learned_variance: the output has twice the channels of x; its first half is the prediction, its second is `raw`.
+    learned_variance: the output has twice the channels of x; its first half is the prediction, its second is `raw`. The
+    denoiser raises ValueError for a concrete t outside [0, t_max].
     """
     check_alpha(process, prediction)
 
     def denoise(x, t):
+        check_times(process, t=t)
         time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
         output, raw = split_output(apply(prediction.input(process, x, t), time), x, learned_variance)
         return Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.predictions import Denoiser
-from ddpm_jax.diffusion.process import Process, expand
+from ddpm_jax.diffusion.process import Process, check_times, expand
 
 
 def position(process: Process, t: jax.Array) -> jax.Array:
     """u(t), for t of any shape with sigma(t) > 0."""
+    check_times(process, t=t)
     return -jnp.arcsinh(process.alpha(t) / process.sigma(t))
 
 
@@ -28,6 +29,7 @@ def time(process: Process, u: jax.Array) -> jax.Array:
 
 def scale(process: Process, t: jax.Array) -> jax.Array:
     """r(t) = x / w, for t of any shape."""
+    check_times(process, t=t)
     return jnp.hypot(process.alpha(t), process.sigma(t))
 
 

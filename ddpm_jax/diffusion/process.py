@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Start(NamedTuple):
@@ -44,7 +45,8 @@ class Start(NamedTuple):
 class Process:
     """A Gaussian diffusion. Its functions are `Partial`s of module-level functions and arrays, so it is a pytree.
 
-    All functions of t are elementwise, for t of any shape. `processes` has the constructors.
+    All functions of t are elementwise, for t of any shape. `processes` has the constructors. The fields compute and check
+    nothing. What is built on them, from the methods on, raises ValueError for a concrete time outside [0, t_max].
     """
 
     log_alpha: Callable
@@ -59,12 +61,14 @@ class Process:
 
     def log_snr(self, t):
         """Equation (2); +inf, with gradient 0, where sigma = 0; -inf where alpha = 0."""
+        check_times(self, t=t)
         sigma = self.sigma(t)
         zero = sigma == 0
         return jnp.where(zero, jnp.inf, 2 * (self.log_alpha(t) - jnp.log(jnp.where(zero, 1.0, sigma))))
 
     def drift(self, t):
         """f(t) of equation (5); infinite where alpha = 0."""
+        check_times(self, t=t)
         return derivative(self.log_alpha, t)
 
     def diffusion2(self, t):
@@ -109,15 +113,23 @@ def check_times(process: Process, **times: jax.Array) -> None:
     """ValueError where a concrete time lies outside [0, t_max], or s after t. Named, so that the error can say which."""
     if not concrete(process.t_max, times):
         return
-    with jax.ensure_compile_time_eval():
-        t_max = float(process.t_max)
-        for name, t in times.items():
-            low, high = float(jnp.min(jnp.asarray(t))), float(jnp.max(jnp.asarray(t)))
-            if not 0 <= low <= high <= t_max:
-                found = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-                raise ValueError(f"{name} must lie in [0, t_max = {t_max:.9g}], found {found}")
-        if "s" in times and bool(jnp.any(jnp.asarray(times["s"]) > jnp.asarray(times["t"]))):
-            raise ValueError(f"s must not be later than t, found s = {times['s']} and t = {times['t']}")
+    t_max = float(process.t_max)
+    known = {name: np.asarray(t, jax.dtypes.canonicalize_dtype(float)) for name, t in times.items()}
+    for name, t in known.items():
+        if not np.all((t >= 0) & (t <= t_max)):
+            low, high = t.min(), t.max()
+            found = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            raise ValueError(f"{name} must lie in [0, t_max = {t_max:.9g}], found {found}{_number_of_a_step(process, t)}")
+    if "s" in known and np.any(known["s"] > known["t"]):
+        raise ValueError(f"s must not be later than t, found s = {times['s']} and t = {times['t']}")
+
+
+def _number_of_a_step(process, t):
+    """Of times that look like the numbers of a table's steps: what the time would be; else ""."""
+    total, n = process.num_steps, t.max()
+    if not total or np.any(t != np.rint(t)) or np.any(t < 0) or n > total:
+        return ""
+    return f": step n of this table, n = 1 .. {total}, is at the time t = n/{total}, as step {n:g} at {n / total:g}"
 
 
 def add_noise(process: Process, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.predictions import Denoiser
-from ddpm_jax.diffusion.process import Process, concrete, prior_sample
+from ddpm_jax.diffusion.process import Process, check_times, concrete, prior_sample
 from ddpm_jax.diffusion.samplers import At, Sampler, meter
 
 LASTS = ("denoise", "mean", "stop")
@@ -140,11 +140,10 @@ def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frame
     if not concrete(process, times):
         return
     with jax.ensure_compile_time_eval():
-        grid, t_max = np.asarray(times), float(process.t_max)
+        grid = np.asarray(times)
         if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) < 0):
             raise ValueError(f"times must be a strictly decreasing vector of at least one entry, found {grid}")
-        if not (grid[-1] >= 0 and grid[0] <= t_max):
-            raise ValueError(f"times must lie in [0, t_max = {t_max:.9g}], found {grid[0]} to {grid[-1]}")
+        check_times(process, times=times)
         if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
             raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
         _check_ends(sampler, process, times[0], times[-1])
@@ -163,8 +162,9 @@ def check_encoder(sampler: Sampler, process: Process, times: jax.Array, frames: 
         grid = np.asarray(times)
         if grid.ndim != 1 or not len(grid) or not np.all(np.diff(grid) > 0):
             raise ValueError(f"times must be a strictly increasing vector of at least one entry, found {grid}")
-        if not grid[-1] <= float(process.t_max) or process.sigma(times[0]) == 0:
-            raise ValueError(f"times must lie in (0, t_max = {float(process.t_max):.9g}], found {grid[0]} to {grid[-1]}")
+        check_times(process, times=times)
+        if process.sigma(times[0]) == 0:
+            raise ValueError(f"times must begin where sigma > 0, found sigma({grid[0]:g}) = 0: take a later first time")
         _check_ends(sampler, process, times[-1], times[0])
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion.process import check_times
+
 
 class Examples(NamedTuple):
     """Examples of a batch: their keys [B], their places [B] in the global batch, and its size."""
@@ -57,6 +59,7 @@ def _at(process, u, t_min):
     if steps := process.num_steps:
         return jnp.clip(1 + jnp.floor(steps * u), 1, steps) / steps
     low = process.t_min.training if t_min is None else t_min
+    check_times(process, t_min=low)
     return low + (process.t_max - low) * u
 
 

@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, Loss, check_chain
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
-from ddpm_jax.diffusion.process import Process, add_noise
+from ddpm_jax.diffusion.process import Process, add_noise, check_times
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import check, encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
@@ -211,6 +211,7 @@ def classifier(config, image_shape: tuple[int, int, int], num_classes: int, guid
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
 
     def log_prob(params, x, t, labels, process=process, keys=None):
+        check_times(process, t=t)
         time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
         logits = network.apply(params, prediction.input(process, x, t), time, keys)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]

@@ -122,8 +122,8 @@ def test_samplers_that_draw_noise_do_not_encode(sampler):
 @pytest.mark.parametrize(
     "times, words",
     [
-        ([0.9, 0.1], "strictly increasing"), ([0.1, 0.1], "strictly increasing"), ([0.0, 0.5], r"must lie in \(0, t_max = 1\]"),
-        ([0.5, 1.5], r"must lie in \(0, t_max = 1\]"),
+        ([0.9, 0.1], "strictly increasing"), ([0.1, 0.1], "strictly increasing"),
+        ([0.0, 0.5], r"must begin where sigma > 0, found sigma\(0\) = 0"), ([0.5, 1.5], r"must lie in \[0, t_max = 1\]"),
     ],
 )  # fmt: skip
 def test_bad_grids_are_refused(times, words):
