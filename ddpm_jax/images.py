@@ -17,15 +17,19 @@ def to_uint8(images) -> np.ndarray:
 
 
 def checked(given, shape: tuple[int, ...], what: str, *, bounded: bool = True) -> np.ndarray:
-    """`to_model` of images [N, *shape], uint8 or floats, in [-1, 1] if `bounded`, or of points.
+    """`to_model` of images [N, *shape], uint8 or floats in [-1, 1]; of points, and if not `bounded`, of any finite floats.
 
     Raises UserError, which calls them `what`, for others.
     """
     given = np.asarray(given)
+    pixels = bounded and len(shape) == 3
     if given.shape[1:] != tuple(shape) or not len(given):
         raise UserError(f"{what} must be of the run's shape, [N, {', '.join(map(str, shape))}], found {list(given.shape)}.")
-    if bounded and len(shape) == 3 and given.dtype != np.uint8 and not np.all(np.abs(given) <= 1):
+    floats = jnp.issubdtype(given.dtype, jnp.floating) and np.all(np.abs(given) <= (1 if pixels else np.finfo(np.float32).max))
+    if not floats and not (pixels and given.dtype == np.uint8):
+        wanted = "uint8, or floats from -1 to 1" if pixels else "finite floats"
+        numbers = jnp.issubdtype(given.dtype, jnp.number)
         raise UserError(
-            f"{what} must be uint8, or floats from -1 to 1, found {given.dtype} from {given.min()} to {given.max()}."
+            f"{what} must be {wanted}, found {given.dtype}{f' from {given.min()} to {given.max()}' if numbers else ''}."
         )
     return np.asarray(to_model(given), np.float32)

@@ -26,8 +26,13 @@ class Given(NamedTuple):
     known: Any
 
 
-def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) -> Given:
-    """Of images [N, H, W, C], uint8 or in [-1, 1], and a mask [H, W] or [H, W, 1 or C]. UserError where the run has others."""
+def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...], name: str = "The mask") -> Given:
+    """Of images [N, H, W, C], uint8 or in [-1, 1], and a mask [H, W] or [H, W, 1 or C]: True or 1 where pixels are known, or
+    uint8 grey levels, known from 128 on.
+
+    Raises UserError, which calls the mask by its name, where the run has other images, and for a mask of another size, of other
+    values, or without known or unknown pixels.
+    """
     mask = np.asarray(mask)
     if len(image_shape) != 3:
         raise UserError(f"Inpainting is for images, and this run has data of shape {list(image_shape)}: take a run of images.")
@@ -37,8 +42,21 @@ def given(pictures: np.ndarray, mask: np.ndarray, image_shape: tuple[int, ...]) 
         raise UserError(
             f"The mask must be of the images' size, {image_shape[0]} x {image_shape[1]}, found an array of {list(mask.shape)}."
         )
-    grey = known.dtype == np.uint8 and known.max() > 1  # levels of a picture, as the command reads them
-    return Given(pictures, known >= 128 if grey else known.astype(bool))
+    if known.dtype == np.uint8 and known.max() > 1:
+        known = known >= 128
+    numbers = known.dtype.kind in "biuf"
+    if not numbers or not np.isin(known, (0, 1)).all():
+        raise UserError(
+            f"{name} must be 1 (or True) where pixels are known and 0 where they are to be drawn anew, or uint8 grey levels, "
+            f"found {known.dtype}{f' from {known.min()} to {known.max()}' if numbers else ''}: give mask > 0, say."
+        )
+    known = known.astype(bool)
+    if known.all() or not known.any():
+        raise UserError(
+            f"{name} is {'white (1)' if known.all() else 'black (0)'} all over. Known pixels are white, and those to be drawn "
+            "anew black: give a mask with both."
+        )
+    return Given(pictures, known)
 
 
 def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:
@@ -53,13 +71,8 @@ def read(section: ConfigDict, image_shape: tuple[int, ...]) -> Given:
     else:
         pictures = folder.exactly(path, image_shape)[None]
     mask = folder.exactly(mask_path, (*image_shape[:2], 1))
-    known = mask >= 128
-    if known.all() or not known.any():
-        raise UserError(
-            f"{mask_path} is {'white' if known.all() else 'black'} all over (grey levels {mask.min()} to {mask.max()} of 255). "
-            "Known pixels are white, 255, and those to be drawn anew black, 0: give a mask with both."
-        )
-    return given(pictures, known, image_shape)
+    levels = f"{mask_path}, of grey levels {mask.min()} to {mask.max()} of 255,"
+    return given(pictures, mask >= 128, image_shape, levels)
 
 
 def _stored(path, image_shape):

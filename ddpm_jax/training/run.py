@@ -94,9 +94,10 @@ class Run:
     def inpaint(self, images: np.ndarray, mask: np.ndarray, count: int = 0, **settings: Any) -> np.ndarray:
         """Images [N, H, W, C] (uint8, or in [-1, 1]) with their unknown pixels drawn anew: [count, H, W, C] in [-1, 1].
 
-        mask [H, W]: True where pixels are known. count: by default N; sample i is of image i mod N. Keyword arguments override
-        config.inpaint and config.sampler: run.inpaint(images, mask, method="repaint", resamplings=5, steps=100). Raises
-        UserError for images or a mask of another size than the run's, and for a method that does not go with the sampler.
+        mask [H, W] (or [H, W, 1 or C]): 1 or True where pixels are known, 0 where not; or uint8 grey levels, known from 128
+        on. count: by default N; sample i is of image i mod N. Keyword arguments override config.inpaint and config.sampler:
+        run.inpaint(images, mask, method="repaint", resamplings=5, steps=100). Raises UserError for images or a mask of another
+        size or other values, a mask without known or unknown pixels, and a method that does not go with the sampler.
         """
         given = inpainting.given(images, mask, self.image_shape)
         return self._draw(count or len(given.images), settings, given=given).x
@@ -177,6 +178,8 @@ class Run:
             overrides[f"{first}.{key}" if f"{first}.{key}" in configs.KEYS else f"sampler.{key}"] = value
         others = {f"sampler.{key}": value for key, value in {"frames": 0, **defaults}.items()}
         flat = configs.flatten(self.config)
+        if "num_samples" in told:
+            raise UserError("num_samples is told by the first argument, or by the number of images: leave it out.")
         for key, value in {**others, **overrides, "sampler.num_samples": count}.items():
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)
@@ -196,10 +199,11 @@ class Run:
 def _from(start, until, invertible, up, sampler, knobs, keys):
     """The knobs of samples that begin in these states, see `Run._draw`. Raises UserError where they cannot."""
     if until is not None:
-        if not knobs.grid[-1] <= until <= knobs.process.t_max:
+        number = np.ndim(until) == 0 and np.asarray(until).dtype.kind in "iuf"
+        if not (number and knobs.grid[-1] <= until <= knobs.process.t_max):
             raise UserError(
-                f"until must be from the earliest time of the grid, {float(knobs.grid[-1]):.4g}, to t_max, "
-                f"{float(knobs.process.t_max):.4g}, found {until}."
+                f"until must be a time from the earliest of the grid, {float(knobs.grid[-1]):.4g}, to t_max, "
+                f"{float(knobs.process.t_max):.4g}, found {until!r}."
             )
         grid = knobs.grid[knobs.grid <= until]
         knobs, start = knobs._replace(grid=grid), noised(knobs.process, grid[0], keys, start)

@@ -114,7 +114,7 @@ def test_in_python(workdir):
         ({"images": "text.png"}, "text.png cannot be read as an image .no PNG, JPEG or WebP"),
         ({"images": "low.png"}, "low.png is 7 pixels high and 8 wide, and the run's images are 8 high and 8 wide"),
         ({"mask": "low.png"}, "low.png is 7 pixels high and 8 wide"),
-        ({"mask": "faint.png"}, r"faint.png is black all over .grey levels 0 to 1 of 255.\. Known pixels are white"),
+        ({"mask": "faint.png"}, r"faint.png, of grey levels 0 to 1 of 255, is black .0. all over\. Known pixels are white"),
         ({"images": "run/checkpoints"}, "holds no images.*Pass another --config.inpaint.images"),
         ({"images": "other.npz"}, "other.npz cannot be read as images .there is no array `samples`"),
         ({"images": "text.npz"}, "text.npz cannot be read as images"),
@@ -125,6 +125,33 @@ def test_files_that_do_not_fit(changes, words, workdir):
     config = config_of(workdir, **{f"inpaint__{key}": str(workdir.parent / name) for key, name in changes.items()})
     with pytest.raises(UserError, match=words):
         inpainting.read(config.inpaint, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (np.where(MASK, 1.0, -1.0), "found float64 from -1.0 to 1.0: give mask > 0"),
+        (np.where(MASK, 1.0, 0.1), "found float64 from 0.1 to 1.0"),
+        (np.where(MASK, np.nan, 0.0), "found float64 from nan to nan"),
+        (np.where(MASK, 255, 0), "found int64 from 0 to 255"),
+        (np.where(MASK, "known", ""), "found <U5"),
+        (np.ones((8, 8)), r"The mask is white \(1\) all over"),
+        (np.zeros((8, 8), bool), r"The mask is black \(0\) all over"),
+        (np.full((8, 8), 100, np.uint8), "all over"),
+    ],
+)
+def test_masks_that_say_nothing(mask, words):
+    """The function that the command and Python call refuses them."""
+    with pytest.raises(UserError, match=words):
+        inpainting.given(PICTURES, mask, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "pictures", [np.full((2, *SHAPE), np.nan, "f"), np.zeros((2, *SHAPE), int), np.zeros((2, *SHAPE), bool)]
+)
+def test_images_that_are_none(pictures):
+    with pytest.raises(UserError, match="The images to inpaint must be uint8, or floats from -1 to 1, found"):
+        inpainting.given(pictures, MASK, SHAPE)
 
 
 def test_files_that_fit(workdir):

@@ -97,10 +97,17 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
         run.encode(pictures[:, :, :7])
     with pytest.raises(UserError, match="The images must be uint8, or floats from -1 to 1, found float64"):
         run.img2img(2.0 * x.astype(float), 0.5)
-    with pytest.raises(UserError, match=r"until must be from the earliest time of the grid, 0.001, to t_max, 1, found 1.5"):
+    with pytest.raises(UserError, match=r"until must be a time from the earliest of the grid, 0.001, to t_max, 1, found 1.5"):
         run.img2img(x, 1.5)
+    with pytest.raises(UserError, match="until must be a time .* found '0.5'"):
+        run.img2img(x, "0.5")
     with pytest.raises(UserError, match=r"The noises must be of the run's shape"):
         run.decode(latents[0])
+    for wrong in (pictures, np.where(latents > 0, np.nan, latents), np.where(latents > 0, np.inf, latents)):
+        with pytest.raises(UserError, match="The noises must be finite floats, found"):
+            run.decode(wrong)
+    with pytest.raises(UserError, match="num_samples is told by the first argument"):
+        run.sample(3, num_samples=5)
 
 
 def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
