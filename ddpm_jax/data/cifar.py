@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax import files
+from ddpm_jax.data.identity import digest_of_examples
 from ddpm_jax.data.source import RAW_VARIABLE, Source, decoders
 from ddpm_jax.errors import UserError
 
 RECORD = 1 + 3 * 32 * 32  # bytes: the label; the image's 1024 red values by rows, then the green, then the blue
 BATCH = 10_000  # records in a batch
 HELD_OUT = 5_000  # images at the end of the fifth batch that are not trained on
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of batches.meta.txt
 
 _BATCHES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 _SPLITS = {"train": slice(0, -HELD_OUT), "test": slice(-HELD_OUT, None), "validation": slice(-HELD_OUT, None)}
@@ -34,7 +37,9 @@ def load_raw(*, split: str, raw_dir: str = "") -> Source:
     paths = _find(raw_dir)
     parts = list(decoders().map(_read, paths if split == "train" else paths[-1:]))
     images, labels = (np.concatenate(arrays)[_SPLITS[split]] for arrays in zip(*parts, strict=True))
-    return Source({"image": images, "label": labels}, num_classes=10)
+    source = Source({"image": images, "label": labels}, num_classes=10)
+    identity = {"set": "cifar10_raw", "split": split, "examples": len(images), "classes": list(NAMES)}
+    return source._replace(identity=identity | {"digest": digest_of_examples(source.gather, len(images))})
 
 
 def decode(data: bytes, origin: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,4 +17,5 @@ def load(*, split: str) -> Source:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Source({"image": images, "label": bunch.target.astype(np.int32)}, num_classes=10)
+    identity = {"set": "digits", "split": split, "examples": len(images), "classes": [str(i) for i in range(10)]}
+    return Source({"image": images, "label": bunch.target.astype(np.int32)}, 10, identity)

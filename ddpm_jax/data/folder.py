@@ -1,4 +1,4 @@
-"""A folder of the user's own images: PNG, JPEG and WebP, of any sizes."""
+"""A folder of the user's own images: PNG, JPEG, WebP, BMP and TIFF, of any sizes."""
 
 import contextlib
 import math
@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddpm_jax import files
+from ddpm_jax.data.identity import Identity, digest, natural
 from ddpm_jax.data.source import MEMORY_LIMIT_MB, Source, Streamed, decoders
 from ddpm_jax.errors import UserError
 
 CHANNELS = {"auto": 0, "grey": 1, "rgb": 3}
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_NAMES = "PNG, JPEG, WebP, BMP or TIFF"
 _NAMED = 5  # files that a message names, at most
 _TRIES = 100  # files in a row that cannot be read, after which a streamed folder counts as lost
 
@@ -28,9 +30,9 @@ def load(
 ) -> Source | Streamed:
     """The images under `path`, each resized and centre-cropped to uint8 [image_size, image_size, C], by sorted paths.
 
-    All .png, .jpg, .jpeg and .webp files under `path` count, in its sub-folders too, but for hidden ones and those
-    behind links to folders. The label of an image is the place of its first sub-folder among the sorted names of those
-    that hold images; images directly in `path` have the name "." there. So without sub-folders every label is 0.
+    All files with an ending of _ENDINGS under `path` count, in its sub-folders too, but for hidden ones and those behind
+    links to folders; how many files of other endings were passed over is printed. The label of an image is the place of its
+    first sub-folder among those that hold images, in natural order: 2 before 10. Without sub-folders every label is 0.
 
     An image is turned as its EXIF orientation says, laid on white where it is transparent, and its centre square is
     resized (bicubic, antialiased; smaller images are enlarged). Large JPEGs are decoded at a half, quarter or eighth of
@@ -44,8 +46,8 @@ def load(
     `Streamed`: then only the heads of the files are looked at before, and where a file cannot be decoded later, the next
     one in the order that can be stands in its place.
 
-    Raises UserError for a folder that is missing or without images, a mixture of grey and colour, an image of more pixels
-    than Pillow's limit against decompression bombs, and for wrong arguments.
+    Raises UserError for a folder that is missing or without images, images beside sub-folders, a mixture of grey and colour,
+    an image of more pixels than Pillow's limit against decompression bombs, and for wrong arguments.
     """
     if split != "train":
         raise UserError(f"A folder of images has one split, 'train', which holds all of them; found split {split!r}.")
@@ -54,18 +56,19 @@ def load(
     if channels not in CHANNELS:
         raise UserError(f"channels is one of {', '.join(CHANNELS)}; found {channels!r}.")
     if not path:
-        raise UserError("No folder of images is named: pass --config.data.path=FOLDER, with PNG, JPEG or WebP files in it.")
+        raise UserError(f"No folder of images is named: pass --config.data.path=FOLDER, with {_NAMES} files in it.")
     root = Path(path).expanduser()
     names = names_in(root)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # `_open` refuses the sizes that Pillow only warns of
         names, num_channels = _look(root, names, channels)
-        labels, num_classes = _label(names)
+        labels, classes = _label(root, names)
         shape = (image_size, image_size, num_channels)
-        classes = f" in {num_classes} classes, the sub-folders" if num_classes > 1 else ""
-        print(f"reading {len(names)} images from {root}{classes}", flush=True)
+        where = f" in {len(classes)} classes, the sub-folders" if len(classes) > 1 else ""
+        print(f"reading {len(names)} images from {root}{where}", flush=True)
+        identity, num_classes = _identity(root, names, labels, classes), max(1, len(classes))
         if len(names) * math.prod(shape) > memory_limit_mb * 2**20:
-            return Streamed(len(names), shape, num_classes, Reader(root, names, labels, shape).gather)
+            return Streamed(len(names), shape, num_classes, Reader(root, names, labels, shape).gather, identity)
 
         images = np.empty((len(names), *shape), np.uint8)
 
@@ -80,7 +83,7 @@ def load(
         _tell_skipped(root, names, failures)
         good = np.array([failure is None for failure in failures])
         images, labels = images[good], labels[good]
-    return Source({"image": images, "label": labels}, num_classes)
+    return Source({"image": images, "label": labels}, num_classes, identity)
 
 
 class Reader(NamedTuple):
@@ -114,7 +117,7 @@ def names_in(root: Path, key: str = "data.path") -> list[str]:
     """The images' paths below the root, with "/" between folders, sorted. key: the config's, which errors name."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"config.{key}={str(root)!r} {what}. Pass a folder with PNG, JPEG or WebP files in it.")
+        raise UserError(f"config.{key}={str(root)!r} {what}. Pass a folder with {_NAMES} files in it.")
     names, others = [], Counter()
 
     def refuse(error: OSError):
@@ -129,20 +132,41 @@ def names_in(root: Path, key: str = "data.path") -> list[str]:
                 names.append((Path(folder) / file).relative_to(root).as_posix())
             else:
                 others[Path(file).suffix.lower() or "without ending"] += 1
+    found = _listed([f"{count} {ending}" for ending, count in others.most_common()])
     if not names:
-        found = ", ".join(f"{count} {ending}" for ending, count in others.most_common(_NAMED))
         raise UserError(
             f"{root} holds no images: looked for {', '.join(_ENDINGS)} in it and its sub-folders"
             + (f", found only {found}" if found else "")
             + f". Pass another --config.{key}, or convert the images to PNG or JPEG."
         )
+    if found:
+        print(f"passed over {others.total()} files in {root} that are not called {', '.join(_ENDINGS)}: {found}", flush=True)
     return sorted(names)
 
 
-def _label(names: list[str]) -> tuple[np.ndarray, int]:
-    folders = [name.partition("/")[0] if "/" in name else "." for name in names]
-    numbers = {folder: i for i, folder in enumerate(sorted(set(folders)))}
-    return np.array([numbers[folder] for folder in folders], np.int32), len(numbers)
+def _label(root: Path, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """(labels [N], the names of the classes). Raises UserError for images beside sub-folders with images."""
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = sorted(set(folders), key=natural)
+    if len(classes) > 1 and not classes[0]:
+        stray = [name for name in names if "/" not in name]
+        raise UserError(
+            f"{root} holds {len(stray)} images ({_listed(stray)}) beside sub-folders with images ({_listed(classes[1:])}), "
+            "which are classes. Move these images away, or into a sub-folder of their own, which then is a class too."
+        )
+    numbers = {folder: i for i, folder in enumerate(classes)}
+    return np.array([numbers[folder] for folder in folders], np.int32), list(filter(None, classes))
+
+
+def _identity(root: Path, names: list[str], labels: np.ndarray, classes: list[str]) -> Identity:
+    """Which images these are: of each class the number of its files, and a digest of their names and sizes."""
+    sizes = decoders().map(lambda name: os.stat(root / name).st_size, names)
+    lines = [f"{size} {_shown(name)}\n".encode() for size, name in zip(sizes, names, strict=True)]
+    files = {}
+    for label, folder in enumerate(classes or ["."]):
+        own = [lines[i] for i in np.flatnonzero(labels == label)]
+        files[_shown(folder)] = f"{len(own)} files, digest {digest(*own)}"
+    return {"set": "folder", "files": files} | ({"classes": [_shown(folder) for folder in classes]} if classes else {})
 
 
 def _look(root: Path, names: list[str], channels: str) -> tuple[list[str], int]:
@@ -169,14 +193,19 @@ class Failure(NamedTuple):
 
 def _tell_skipped(root: Path, names: list[str], failures: list[Failure | None]) -> None:
     """Prints what is skipped. Raises UserError where nothing is left."""
-    skipped = [f"{_shown(name)} ({failure.reason})" for name, failure in zip(names, failures, strict=True) if failure]
-    told = ", ".join(skipped[:_NAMED]) + (", ..." if len(skipped) > _NAMED else "")
+    skipped = [f"{name} ({failure.reason})" for name, failure in zip(names, failures, strict=True) if failure]
+    told = _listed(skipped)
     if len(skipped) == len(names):
         raise UserError(
-            f"None of the {len(names)} images in {root} can be read: {told}. They are damaged, or not PNG, JPEG or WebP, "
+            f"None of the {len(names)} images in {root} can be read: {told}. They are damaged, or not {_NAMES}, "
             "whatever their names say. Convert them, or pass another --config.data.path."
         )
     print(f"skipped {len(skipped)} of {len(names)} files in {root} that cannot be read as images: {told}", flush=True)
+
+
+def _listed(names: list[str]) -> str:
+    """The first of them, as they can be printed."""
+    return ", ".join(map(_shown, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
 
 
 def _shown(name: str) -> str:
@@ -196,18 +225,23 @@ def _try(function, path: Path, *args):
     except MemoryError:
         raise
     except Image.UnidentifiedImageError:
-        return Failure("no PNG, JPEG or WebP")
+        return Failure(f"no {_NAMES}")
     except Exception as error:  # damaged files surface as anything: OSError, SyntaxError, ValueError, zlib.error
         return Failure(str(getattr(error, "strerror", None) or error or type(error).__name__))
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """The image, of which only the head is read. Pillow raises at twice its limit; here, everything above it is refused."""
+    """The image, of which only the head is read. Pillow raises at twice its limit; here, everything above it is refused.
+
+    Raises ValueError for pixels of 32 bits, as TIFFs have them, which do not say what is black and what is white.
+    """
     with files.open_existing(path, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels, more than the limit of {limit}.")
+        if image.mode in ("I", "F"):
+            raise ValueError("its pixels have 32 bits, not 8 or 16")
         yield image
 
 
@@ -220,7 +254,7 @@ def exactly(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """The image in a file, uint8 of that shape, neither resized nor cut. UserError where it is of another size, or none."""
     pixels = _try(_unresized, path, shape[2])
     if isinstance(pixels, Failure):
-        raise UserError(f"{_shown(str(path))} cannot be read as an image ({pixels.reason}). Give a PNG, JPEG or WebP file.")
+        raise UserError(f"{_shown(str(path))} cannot be read as an image ({pixels.reason}). Give a {_NAMES} file.")
     if pixels.shape != shape:
         (height, width, _), (wanted_height, wanted_width, _) = pixels.shape, shape
         raise UserError(

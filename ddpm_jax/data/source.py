@@ -5,6 +5,8 @@ as {"image": [B, *image_shape], "label": int32 [B]} in the host's memory, and is
 batch k is gather(batch_indices(seed, k, num_examples, batch_size)), whatever was read before. A `Source` has its
 `arrays` besides, which may be put on the device, and the batches be gathered there.
 
+`identity` says which data they are (`identity.py`); {} where nobody asks. `class_names`: those of the labels, or ().
+
 "image" holds pixels, uint8 [H, W, C], or what needs no conversion, float32 of any shape (the points of `toy2d`).
 """
 
@@ -16,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+
+from ddpm_jax.data.identity import Identity, class_names
 
 RAW_VARIABLE = "DDPM_JAX_RAW"  # the folder of raw files when `raw_dir` is ""
 MEMORY_LIMIT_MB = 2048  # decoded sets that are larger are streamed, unless `memory_limit_mb` says otherwise
@@ -30,9 +34,14 @@ class Source(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     num_classes: int
+    identity: Identity = {}
 
     def __repr__(self) -> str:
         return f"Source({self.num_examples} of {list(self.image_shape)}, {self.num_classes} classes)"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return class_names(self.identity)
 
     @property
     def num_examples(self) -> int:
@@ -53,6 +62,11 @@ class Streamed(NamedTuple):
     image_shape: tuple[int, ...]
     num_classes: int
     gather: Callable[[np.ndarray], dict[str, np.ndarray]]
+    identity: Identity = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return class_names(self.identity)
 
 
 def prefetch(source: Source | Streamed, batches: Iterable[np.ndarray], depth: int = 2) -> Iterator[dict[str, np.ndarray]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ddpm_jax import files
 from ddpm_jax.data import tfds_trust
+from ddpm_jax.data.identity import digest_of_examples
 from ddpm_jax.data.source import Source, Streamed, decoders, num_decoders
 from ddpm_jax.errors import UserError
 
@@ -70,6 +71,13 @@ def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -
         raise UserError(f"{name} is no set of images: it needs a feature 'image' of uint8 pixels, and has {told}.")
     labelled = isinstance(label, tfds.features.ClassLabel) and bool(label.num_classes)
     num_examples, num_classes = part.num_examples, label.num_classes if labelled else 1
+
+    def identity(gather):
+        exact = image.encoding_format == "png"
+        known = {"set": builder.info.full_name, "split": split, "examples": num_examples}
+        known |= {"classes": list(label.names)} if labelled else {}
+        return known | {"digest": digest_of_examples(gather, num_examples, pixels=exact)}
+
     shape = image.shape
     with _reading(folder):
         if None in shape:  # the set does not say: it must be that of the first image
@@ -79,7 +87,8 @@ def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -
             records = builder.as_data_source(split=split) if form == "array_record" else TfrecordIndex(builder, split)
             if len(records) != num_examples:
                 raise ValueError(f"{len(records)} of {num_examples} examples")
-            return Streamed(num_examples, shape, num_classes, Reader(records, take, folder).gather)
+            gather = Reader(records, take, folder).gather
+            return Streamed(num_examples, shape, num_classes, gather, identity(gather))
 
         shards = [(Path(path).name, os.path.getsize(path)) for path in part.filepaths]
         cache = f"{folder.name}-{split}.npz"
@@ -95,7 +104,8 @@ def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -
             if count != num_examples:
                 raise ValueError(f"{count} of {num_examples} examples")
             _save_cache(folder.parent, cache, arrays, fingerprint)
-    return Source(arrays, num_classes)
+    source = Source(arrays, num_classes)
+    return source._replace(identity=identity(source.gather))
 
 
 @contextlib.contextmanager

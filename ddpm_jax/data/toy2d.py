@@ -93,4 +93,6 @@ def load(*, split: str, pattern: str = "moons", num_examples: int = 50_000, seed
     if seed < 0:
         raise UserError(f"The seed of toy2d must be 0 or more; found {seed}.")
     points, labels = PATTERNS[pattern].draw(Draws(seed, _SPLITS[split]), num_examples)
-    return Source({"image": points.astype(np.float32), "label": labels.astype(np.int32)}, PATTERNS[pattern].num_classes)
+    arrays = {"image": points.astype(np.float32), "label": labels.astype(np.int32)}
+    identity = {"set": f"toy2d {pattern}", "split": split, "examples": num_examples, "seed": seed}
+    return Source(arrays, PATTERNS[pattern].num_classes, identity)

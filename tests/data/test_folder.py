@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import SOURCES, Source, Streamed, folder
+from ddpm_jax.data import SOURCES, Source, Streamed, folder, identity
 from ddpm_jax.errors import UserError
 
 STREAM = {"memory_limit_mb": 0}
@@ -41,8 +41,8 @@ def error(path, **options):
 
 @pytest.fixture
 def tree(tmp_path):
-    """(root, {name: pixels}): colour images of 8 x 8 in two sub-folders, one of them nested, and in the root."""
-    images = {name: noise(i, 8, 8, 3) for i, name in enumerate(["cat/b.png", "cat/a.png", "dog/deep/c.png", "z.png"])}
+    """(root, {name: pixels}): colour images of 8 x 8 in three sub-folders, one of them nested."""
+    images = {name: noise(i, 8, 8, 3) for i, name in enumerate(["cat/b.png", "cat/a.png", "dog/deep/c.png", "z/z.png"])}
     for name, pixels in images.items():
         save(tmp_path / name, pixels)
     return tmp_path, images
@@ -56,7 +56,8 @@ def test_sorted_paths_and_sub_folders_as_labels(tree, capsys):
     source = load(root)
     assert isinstance(source, Source)
     np.testing.assert_array_equal(source.arrays["image"], [images[name] for name in sorted(images)])
-    assert source.arrays["label"].tolist() == [1, 1, 2, 0]  # "." sorts first, then cat, dog
+    assert source.arrays["label"].tolist() == [0, 0, 1, 2]
+    assert source.class_names == ("cat", "dog", "z")
     assert (source.arrays["label"].dtype, source.num_classes, source.image_shape) == (np.int32, 3, (8, 8, 3))
     assert capsys.readouterr().out == f"reading 4 images from {root} in 3 classes, the sub-folders\n"
     assert SOURCES["folder"] is folder.load
@@ -66,6 +67,46 @@ def test_without_sub_folders_every_label_is_0(tree):
     source = load(tree[0] / "cat")
     assert (source.arrays["label"].tolist(), source.num_classes) == ([0, 0], 1)
     assert load(tree[0] / "dog").arrays["label"].tolist() == [0]
+
+
+def test_classes_are_in_natural_order(tmp_path):
+    names = ["0", "1", "2", "10", "11", "a", "a2", "a2b1", "a2b10", "a10", "a010x"]
+    for name in names[::-1]:
+        save(tmp_path / name / "x.png", noise(0, 8, 8, 3))
+    source = load(tmp_path)
+    assert source.class_names == tuple(names)
+    in_plain_order = [names[label] for label in source.arrays["label"]]  # as the files are
+    assert in_plain_order == sorted(names)
+
+
+def test_images_beside_sub_folders_are_refused(tree):
+    root, _ = tree
+    for i in range(7):
+        save(root / f"stray{i}.png", noise(0, 8, 8, 3))
+    told = error(root)
+    assert "7 images (stray0.png, stray1.png" in told and "stray4.png, ...)" in told and "stray5" not in told
+    assert "(cat, dog, z)" in told and "into a sub-folder of their own" in told
+    shutil.rmtree(root / "z")
+    assert "(cat, dog)" in error(root, **STREAM)
+    for name in ("cat", "dog"):
+        shutil.rmtree(root / name)
+    assert (load(root).num_classes, load(root).class_names) == (1, ())
+
+
+def test_the_identity_is_of_names_and_sizes(tree, tmp_path_factory):
+    root, images = tree
+    first = load(root).identity
+    assert set(first["files"]) == {"cat", "dog", "z"} and first["files"]["cat"].startswith("2 files, ")
+    moved = tmp_path_factory.mktemp("moved") / "x"
+    shutil.copytree(root, moved)
+    assert load(moved).identity == first == load(moved, **STREAM).identity
+    save(moved / "dog/deep/c.png", noise(77, 9, 9, 3))
+    assert identity.differences(first, load(moved).identity) == [
+        f"files dog: {first['files']['dog']!r} -> {load(moved).identity['files']['dog']!r}"
+    ]
+    (moved / "cat").rename(moved / "eel")
+    told = identity.differences(first, load(moved).identity)
+    assert "classes 0: 'cat' -> 'dog'" in told and "classes 1: 'dog' -> 'eel'" in told
 
 
 def test_the_order_does_not_depend_on_the_file_system(tree, monkeypatch):
@@ -97,10 +138,42 @@ def test_hidden_files_other_files_and_linked_folders_do_not_count(tree, tmp_path
 
 def test_endings_in_capitals_and_all_formats(tmp_path):
     flat = np.full((8, 8, 3), (200, 100, 50), np.uint8)
-    for name in ("a.PNG", "b.jpg", "c.JPEG", "d.webp", "e.WebP"):
-        save(tmp_path / name, flat, format={"p": "PNG", "j": "JPEG", "w": "WEBP"}[name[2].lower()])
+    formats = {"p": "PNG", "j": "JPEG", "w": "WEBP", "b": "BMP", "t": "TIFF"}
+    for name in ("a.PNG", "b.jpg", "c.JPEG", "d.webp", "e.WebP", "f.bmp", "g.BMP", "h.tif", "i.TIFF"):
+        save(tmp_path / name, flat, format=formats[name[2].lower()])
     images = load(tmp_path).arrays["image"]
-    assert images.shape == (5, 8, 8, 3) and np.abs(images.astype(int) - flat).max() <= 3
+    assert images.shape == (9, 8, 8, 3) and np.abs(images.astype(int) - flat).max() <= 3
+
+
+@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "jpeg"}, {}, {"big_tiff": True}], ids=str)
+def test_tiffs(tmp_path, options):
+    pixels = np.full((8, 8), 200, np.uint8)
+    save(tmp_path / "a.tif", pixels, **options)
+    assert np.abs(only(tmp_path).astype(int) - 200).max() <= 1
+    if not options:
+        save(tmp_path / "a.tif", pixels.astype(np.uint16) * 257)
+        np.testing.assert_array_equal(only(tmp_path)[..., 0], pixels)
+
+
+def test_pixels_of_32_bits_say_nothing_of_black_and_white(tmp_path, capsys):
+    save(tmp_path / "a.png", noise(0, 8, 8))
+    for name, kind in (("f.tif", np.float32), ("i.tiff", np.int32)):
+        save(tmp_path / name, noise(0, 8, 8).astype(kind))
+    assert load(tmp_path).num_examples == 1
+    assert "skipped 2 of 3 files" in (out := capsys.readouterr().out) and "f.tif (its pixels have 32 bits" in out
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path, capsys):
+    flat = np.full((8, 8, 3), 9, np.uint8)
+    for i in range(5):
+        save(tmp_path / f"{i}.bmp", flat)
+        save(tmp_path / f"{i}.gif", flat)
+    for name in ("a.txt", "b.TXT", "none", ".hidden.txt", ".hidden/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert load(tmp_path).num_examples == 5
+    told = f"passed over 8 files in {tmp_path} that are not called .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff: "
+    assert capsys.readouterr().out.startswith(told + "5 .gif, 2 .txt, 1 without ending\n")
 
 
 # The pixels
@@ -226,10 +299,10 @@ def test_channels(tmp_path):
 
 def test_streamed_equals_in_memory(tree):
     root, _ = tree
-    save(root / "big.jpg", noise(5, 90, 70, 3))
+    save(root / "z/big.jpg", noise(5, 90, 70, 3))
     held, streamed = load(root), load(root, **STREAM)
     assert isinstance(streamed, Streamed)
-    for name in ("num_examples", "image_shape", "num_classes"):
+    for name in ("num_examples", "image_shape", "num_classes", "identity", "class_names"):
         assert getattr(held, name) == getattr(streamed, name)
     for indices in ([0], [4, 1, 1, 3], range(5)):
         expected, found = held.gather(np.array(indices)), streamed.gather(np.array(indices))
@@ -250,14 +323,15 @@ def test_an_image_that_is_lost_later_is_replaced_by_the_next_one(tree, capsys):
     root, images = tree
     streamed = load(root, **STREAM)
     expected = streamed.gather(np.arange(4))
-    whole = (root / "z.png").read_bytes()
-    (root / "z.png").write_bytes(whole[: len(whole) // 2])
+    whole = (root / "z/z.png").read_bytes()
+    (root / "z/z.png").write_bytes(whole[: len(whole) // 2])
     capsys.readouterr()
     found = streamed.gather(np.arange(4))
-    assert capsys.readouterr().out == "z.png cannot be decoded (image file is truncated): the next image is read in its place\n"
+    told = "z/z.png cannot be decoded (image file is truncated): the next image is read in its place\n"
+    assert capsys.readouterr().out == told
     np.testing.assert_array_equal(found["image"][:3], expected["image"][:3])
     np.testing.assert_array_equal(found["image"][3], images["cat/a.png"])
-    assert found["label"].tolist() == [1, 1, 2, 1]
+    assert found["label"].tolist() == [0, 0, 1, 0]
     shutil.rmtree(root)
     with pytest.raises(UserError, match="Is the folder still there"):
         streamed.gather(np.arange(2))
@@ -275,7 +349,7 @@ def test_undecodable_files_are_skipped_and_named_once(tree, capsys):
     save(root / "gif.png", noise(0, 8, 8), format="GIF")
     source = load(root)
     np.testing.assert_array_equal(source.arrays["image"], [images[name] for name in sorted(images)])
-    assert source.arrays["label"].tolist() == [1, 1, 2, 0]
+    assert source.arrays["label"].tolist() == [0, 0, 1, 2]
     out = capsys.readouterr().out
     assert f"skipped 3 of 8 files in {root} that cannot be read as images: cat/text.jpg (no PNG" in out
     assert all(name in out for name in ("dog/empty.webp", "gif.png"))
@@ -287,7 +361,7 @@ def test_of_many_skipped_files_the_first_are_named(tree, capsys):
         (tree[0] / f"bad{i:02}.png").write_bytes(b"")
     load(tree[0])
     out = capsys.readouterr().out
-    assert "skipped 12 of 16" in out and "bad04.png (no PNG, JPEG or WebP), ...\n" in out and "bad05.png" not in out
+    assert "skipped 12 of 16" in out and "bad04.png (no PNG, JPEG, WebP, BMP or TIFF), ...\n" in out and "bad05.png" not in out
 
 
 @pytest.mark.parametrize("content", [b"no image", None])

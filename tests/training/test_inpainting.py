@@ -111,7 +111,7 @@ def test_in_python(workdir):
     "changes, words",
     [
         ({"images": "nowhere"}, "nowhere cannot be read as an image .No such file"),
-        ({"images": "text.png"}, "text.png cannot be read as an image .no PNG, JPEG or WebP"),
+        ({"images": "text.png"}, "text.png cannot be read as an image .no PNG, JPEG, WebP, BMP or TIFF"),
         ({"images": "low.png"}, "low.png is 7 pixels high and 8 wide, and the run's images are 8 high and 8 wide"),
         ({"mask": "low.png"}, "low.png is 7 pixels high and 8 wide"),
         ({"mask": "faint.png"}, r"faint.png, of grey levels 0 to 1 of 255, is black .0. all over\. Known pixels are white"),
