@@ -75,6 +75,9 @@ def open_to_append(path: str | Path) -> BinaryIO:
     return os.fdopen(_open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, follow=False), "ab+")
 
 
+Opens = Callable[[str | Path], contextlib.AbstractContextManager[BinaryIO]]  # a file of bytes to write, as `whole` gives it
+
+
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[BinaryIO]:
     """A file of bytes to write; it takes the place of `path` at the end, or vanishes with an error. Raises OSError.
@@ -82,15 +85,31 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
     The content is on the disk before the name is, so that no power cut leaves an empty file under it. Each writer has a
     temporary name of its own, so that of two the last one wins.
     """
-    temporary = Path(path).with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with together() as open_one, open_one(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Opens]:
+    """A function like `whole`: its files take their places at the end of this context, in turn, or all vanish with an error."""
+    written: list[tuple[Path, str | Path]] = []
+
+    @contextlib.contextmanager
+    def open_one(path):
+        temporary = Path(path).with_name(f".{secrets.token_hex(8)}.tmp")
+        written.append((temporary, path))
         with os.fdopen(_open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, follow=False), "wb+") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+    try:
+        yield open_one
+        for temporary, path in written:
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
 
 
 def clear_left_over(folders: Iterable[Path]) -> None:
@@ -101,15 +120,15 @@ def clear_left_over(folders: Iterable[Path]) -> None:
                 path.unlink()
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, opens: Opens = whole) -> None:
     """Writes a file, in UTF-8, that appears whole or not at all. Raises OSError."""
-    with whole(path) as file:
+    with opens(path) as file:
         file.write(text.encode())
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | Path, content: Any, opens: Opens = whole) -> None:
     """As `write_text`, with an indent, for people read these files."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n", opens)
 
 
 def read_text(path: str | Path, *, follow: bool = False, limit: int = TEXT_LIMIT) -> str:

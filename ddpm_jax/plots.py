@@ -94,21 +94,28 @@ def filmstrip(film: np.ndarray, rows: int = 8, columns: int = 10) -> np.ndarray:
     return image_grid(film.swapaxes(0, 1).reshape(-1, *film.shape[2:]), columns=len(film))
 
 
-def save_png(path: str | Path, picture: np.ndarray) -> None:
+def save_png(path: str | Path, picture: np.ndarray, opens: files.Opens = files.whole) -> None:
     """The file appears whole or not at all."""
     from PIL import Image
 
-    with files.whole(path) as file:
+    with opens(path) as file:
         Image.fromarray(picture).save(file, format="PNG")
 
 
-def save_gif(path: str | Path, film: np.ndarray, images: int = 16, milliseconds: int = 80, hold: int = 1500) -> None:
+def save_gif(
+    path: str | Path,
+    film: np.ndarray,
+    images: int = 16,
+    milliseconds: int = 80,
+    hold: int = 1500,
+    opens: files.Opens = files.whole,
+) -> None:
     """An endless animation of the film, the last frame held; of images, the first `images`."""
     from PIL import Image
 
     frames = [Image.fromarray(picture(frame if frame.ndim == 2 else frame[:images])) for frame in film]
     durations = [milliseconds] * (len(frames) - 1) + [hold]
-    with files.whole(path) as file:
+    with opens(path) as file:
         frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 

@@ -4,8 +4,10 @@ import ast
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,6 +15,7 @@ import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import files
 from ddpm_jax.data import folder
+from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import logs, run_directory, sampling
 
@@ -131,3 +134,75 @@ def test_an_image_that_is_no_file_is_skipped(kind, tmp_path, capsys):
     make(kind, tmp_path / "b.png", None)
     assert folder.load(split="train", path=str(tmp_path), image_size=8).num_examples == 1
     assert "b.png (It is a pipe, a device or a socket, and not a file)" in capsys.readouterr().out
+
+
+def test_two_writers_of_a_file(tmp_path):
+    """Neither fails, and what a reader finds is what one of them wrote."""
+    path, failures = tmp_path / "file", []
+    texts = [letter * 10_000 for letter in "ab"]
+    files.write_text(path, texts[0])
+
+    def write(text):
+        try:
+            for _ in range(100):
+                files.write_text(path, text)
+                if files.read_text(path) not in texts:
+                    raise ValueError("torn")
+        except Exception as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failures and [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_processes_left_is_cleared(tmp_path):
+    """Not what another process, one that samples beside the training, is writing."""
+    for name, age in {".0123456789abcdef.tmp": 4000, ".fedcba9876543210.tmp": 10, "mine.tmp": 4000}.items():
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with run_directory.held(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".fedcba9876543210.tmp", "mine.tmp", "lock"}
+
+
+def test_a_full_disk_leaves_all_files_of_the_samples_or_none(tmp_path, monkeypatch):
+    """Whichever of them it strikes; old ones of that name stay."""
+    film = np.linspace(-1, 1, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
+    drawn = Sampled(film[-1], 5, film)
+    old = {path: path.read_bytes() for path in sampling.write_samples(tmp_path, "old", drawn, {})}
+    syncs = len(old)
+    for name in ("old", "new"):
+        for place in range(syncs):
+            left = [place]
+
+            def fsync(_, left=left):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(files.os, "fsync", fsync)
+            with pytest.raises(OSError, match="No space left"):
+                sampling.write_samples(tmp_path, name, drawn, {"seed": 1})
+            assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_samples_of_which_a_file_is_gone_are_not_complete(tmp_path):
+    """So the run draws them again."""
+    film = np.linspace(-1, 1, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
+    facts = {"seed": 1}
+    for path in sampling.write_samples(tmp_path, "name", Sampled(film[-1], 5, film), facts):
+        assert sampling.read_facts(tmp_path, "name") == facts
+        content = path.read_bytes()
+        path.unlink()
+        assert sampling.read_facts(tmp_path, "name") == {}
+        path.write_bytes(content)
+    for content in ("[1]", "{", '{"files": 3}', '{"files": [3]}', '{"files": {"a": 1}}'):
+        (tmp_path / "name.json").write_text(content)
+        assert sampling.read_facts(tmp_path, "name") == {}
+    (tmp_path / "name.json").write_text('{"seed": 1}')  # of before
+    assert sampling.read_facts(tmp_path, "name") == facts
+    (tmp_path / "name.npz").unlink()
+    assert sampling.read_facts(tmp_path, "name") == {}

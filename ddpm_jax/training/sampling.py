@@ -98,20 +98,23 @@ def write_samples(
 ) -> list[Path]:
     """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
+    All of these files appear, or none. The last is NAME.json, which names the others as `files`. Returns their paths.
+
     labels: those that the samples have in turn, of a conditional run: a row of the picture for each, and `labels`, int32 [N],
     beside the samples. picture: in place of that of the samples. Of the frames, where there are any: NAME_trajectory.gif and
     NAME_trajectory.png.
     """
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
-    paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "json")]
-    plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)) if picture is None else picture)
+    paths = [folder / f"{name}.png", folder / f"{name}.npz"]
     given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
-    with files.whole(paths[1]) as file:
-        np.savez_compressed(file, samples=samples, **given)
-    if drawn.frames is not None:
-        paths += write_film(folder, f"{name}_trajectory", drawn.frames)
-    files.write_json(paths[2], facts)
-    return paths
+    with files.together() as opens:
+        plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)) if picture is None else picture, opens)
+        with opens(paths[1]) as file:
+            np.savez_compressed(file, samples=samples, **given)
+        if drawn.frames is not None:
+            paths += write_film(folder, f"{name}_trajectory", drawn.frames, opens)
+        files.write_json(folder / f"{name}.json", facts | {"files": [path.name for path in paths]}, opens)
+    return [*paths, folder / f"{name}.json"]
 
 
 def how(config: ConfigDict) -> dict[str, Any]:
@@ -120,20 +123,21 @@ def how(config: ConfigDict) -> dict[str, Any]:
 
 
 def read_facts(folder: Path, name: str) -> dict[str, Any]:
-    """What `write_samples` wrote of these samples; {} where there are none, or a damaged file."""
+    """The facts that `write_samples` wrote of these samples; {} where there are none, or one of their files is gone."""
     try:
-        facts = files.read_json(folder / f"{name}.json")
-    except files.Unreadable:
+        facts = {**files.read_json(folder / f"{name}.json")}
+        needed = facts.pop("files", [f"{name}.png", f"{name}.npz"])  # of before it is not told
+        return facts if all((folder / file).is_file() for file in needed) else {}
+    except (files.Unreadable, TypeError):
         return {}
-    return facts if isinstance(facts, dict) else {}
 
 
-def write_film(folder: Path, name: str, film: np.ndarray) -> list[Path]:
+def write_film(folder: Path, name: str, film: np.ndarray, opens: files.Opens = files.whole) -> list[Path]:
     """NAME.gif, an animation, and NAME.png, a filmstrip."""
     paths = [folder / f"{name}.gif", folder / f"{name}.png"]
     film = plots.in_view(film)
-    plots.save_gif(paths[0], film)
-    plots.save_png(paths[1], plots.filmstrip(film))
+    plots.save_gif(paths[0], film, opens=opens)
+    plots.save_png(paths[1], plots.filmstrip(film), opens)
     return paths
 
 

@@ -54,12 +54,12 @@ def test_progress_over_batches_and_inside_them(tiny_config, params):
 def test_files(tiny_config, tmp_path):
     film = np.linspace(-1.2, 1.2, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
     paths = sampling.write_samples(tmp_path, "name", Sampled(film[-1], 5, film), {"seed": 3})
-    assert [path.name for path in paths] == ["name.png", "name.npz", "name.json", "name_trajectory.gif", "name_trajectory.png"]
-    assert json.loads(paths[2].read_text()) == {"seed": 3}
+    assert [path.name for path in paths] == ["name.png", "name.npz", "name_trajectory.gif", "name_trajectory.png", "name.json"]
+    assert json.loads(paths[-1].read_text()) == {"seed": 3, "files": [path.name for path in paths[:-1]]}
     with np.load(paths[1]) as stored:
         np.testing.assert_array_equal(stored["samples"], images.to_uint8(film[-1]))
     assert Image.open(paths[0]).size[0] > 2 * 48
-    assert Image.open(paths[3]).n_frames == 5
+    assert Image.open(paths[2]).n_frames == 5
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ancestral5_seed0_n4"
     tiny_config.sampler.update(variance="small", clip="none")
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ancestral5_clip_none_variance_small_seed0_n4"
