@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.classifier import AttentionPool, Classifier
+from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.unet import UNet
 
 TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, groups=4, dropout=0.5, dtype="float32")
@@ -36,27 +36,6 @@ def test_logits():
     half = Classifier(UNet(**TINY | {"dtype": "bfloat16"}), classes=3).apply(params, x, time)
     chex.assert_type(half, jnp.float32)
     np.testing.assert_allclose(half, logits, atol=0.1 * np.abs(logits).max())
-
-
-def test_attention_pooling_by_hand():
-    """The mean's attention to itself and the pixels, head by head, written as loops."""
-    pool = AttentionPool(outputs=3, heads=2, dtype=jnp.float32)
-    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 4))
-    leaves, tree = jax.tree.flatten(pool.init(jax.random.key(1), x))
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    params = jax.tree.unflatten(tree, [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
-    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
-
-    pixels = np.asarray(x, np.float64).reshape(6, 4)
-    tokens = np.stack([pixels.mean(0), *pixels]) + weights["places"]
-    expected = weights["out"]["bias"]
-    for head in range(2):
-        query, key, value = (
-            tokens @ weights[name]["kernel"][:, head] + weights[name]["bias"][head] for name in ("query", "key", "value")
-        )
-        scores = np.exp(key @ query[0] / np.sqrt(2))
-        expected = expected + (scores @ value / scores.sum()) @ weights["out"]["kernel"][head]
-    np.testing.assert_allclose(pool.apply(params, x)[0], expected, rtol=1e-4)
 
 
 def test_heads_that_do_not_divide():
