@@ -1,13 +1,22 @@
 """The exceptions that `main` prints without a traceback."""
 
+import errno
 import os
 import traceback
 
+from ddpm_jax.terminal import LINE_LIMIT, shown
+
 
 class UserError(Exception):
-    """A user's mistake: what was wrong, what was found, and what to do, in one paragraph. Exit code 2."""
+    """A user's mistake: what was wrong, what was found, and what to do, in one paragraph. Exit code 2.
+
+    It can be printed whatever it quotes: it is one line, and nothing in it steers a terminal.
+    """
 
     exit_code = 2
+
+    def __init__(self, paragraph: str):
+        super().__init__(shown(" ".join(paragraph.split()), LINE_LIMIT))
 
 
 class Diverged(UserError):
@@ -35,10 +44,17 @@ def explain(error: Exception) -> UserError | None:
         )
     if isinstance(error, OSError):
         return UserError(
-            f"The system refuses: {first_line(error)}. Mend that, then start the same command again; --debug shows where "
+            f"The system refuses: {first_line(error)}. {remedy(error)}, then start the same command again; --debug shows where "
             "it was."
         )
     return None
+
+
+def remedy(error: Exception) -> str:
+    """What to do about what could not be written. By its words too, since some libraries raise their own kinds of errors."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    is_full = getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
+    return "Make room" if is_full else "Mend that"
 
 
 def first_line(error: Exception) -> str:

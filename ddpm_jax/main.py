@@ -8,6 +8,7 @@ from absl import flags, logging
 
 from ddpm_jax import platform, signals
 from ddpm_jax.errors import explain
+from ddpm_jax.terminal import say
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "", "A config file and, after a colon, variants of it: configs/mnist.py:ddim,smoke.")
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     flag_words, overrides, wants_help = command.split(argv[1:])
     command.parse_flags(flag_words)
     if wants_help:
-        print(command.help_text(FLAGS.config, FLAGS.workdir, overrides))
+        say(*command.help_text(FLAGS.config, FLAGS.workdir, overrides).splitlines())
         return
     config, workdir = command.resolve(FLAGS.config, FLAGS.workdir, FLAGS.mode, overrides)
     (training.JOBS | evaluation.JOBS)[FLAGS.mode](config, workdir)
@@ -48,12 +49,12 @@ def run() -> None:
             signals.leave(stopped.number)
         except Exception as error:
             known = explain(error)
-            if known is None:  # a bug
-                raise
-            if FLAGS["debug"].value or "--debug" in sys.argv:  # the flags may be what could not be parsed
-                traceback.print_exc()
-            print("error: " + " ".join(str(known).split()), file=sys.stderr)
-            sys.exit(known.exit_code)
+            is_bug = known is None
+            if is_bug or FLAGS["debug"].value or "--debug" in sys.argv:  # the flags may be what could not be parsed
+                say(*traceback.format_exc().splitlines(), file=sys.stderr)
+            if not is_bug:
+                say(f"error: {known}", file=sys.stderr)
+            sys.exit(1 if is_bug else known.exit_code)
 
 
 def _show_unraisable(args):
@@ -62,7 +63,7 @@ def _show_unraisable(args):
 
 
 def _show_warning(message, *_, **__):
-    print("warning: " + " ".join(str(message).split()), file=sys.stderr)
+    say("warning: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 if __name__ == "__main__":

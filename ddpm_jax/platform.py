@@ -7,6 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ddpm_jax.errors import remedy
+from ddpm_jax.terminal import say
+
 # jaxlib's default CPU convolutions since 0.10 are the slower ones for few channels: without them a small U-Net trained 1.5
 # times as fast (2 cores, AMD EPYC Zen 4, jax 0.10.2). An unknown XLA flag aborts the process, so only versions that were
 # tried take it, and only where no GPU or TPU plugin, with an XLA of its own, would read it too.
@@ -37,8 +40,8 @@ def check_cache() -> None:
             file.write(b"x")
     except OSError as error:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-        print(
+        say(
             f"warning: the compilation cache {folder} cannot be written ({error}), so that all programs are compiled anew. "
-            "Make room, or set JAX_COMPILATION_CACHE_DIR to another folder.",
+            f"{remedy(error)}, or set JAX_COMPILATION_CACHE_DIR to another folder.",
             file=sys.stderr,
         )

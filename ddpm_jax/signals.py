@@ -24,6 +24,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ddpm_jax.terminal import say
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # Signals belong to the process, and so does this: whether one must wait, and the one that does.
@@ -133,4 +135,4 @@ def _set_waits(waits: bool) -> None:
 
 
 def _tell(text: str) -> None:
-    print(f"\n{text}", file=sys.stderr, flush=True)
+    say("", text, file=sys.stderr)

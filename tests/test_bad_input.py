@@ -3,6 +3,7 @@
 Each by one paragraph that says what was wrong, what was found and what to do, with its exit code, without a traceback.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from PIL import Image
 from ddpm_jax import main as main_module
 from ddpm_jax import platform
 from ddpm_jax.data import SOURCES, Source
-from ddpm_jax.errors import UserError, explain
-from ddpm_jax.training import jobs, run_directory
+from ddpm_jax.errors import UserError, explain, remedy
+from ddpm_jax.training import checkpoints, jobs, run_directory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOY = f"--config={CONFIGS}/toy2d.py:smoke"
@@ -336,3 +337,18 @@ def test_a_bug_keeps_its_traceback():
     assert explain(ZeroDivisionError()) is None and explain(KeyError("x")) is None
     error = UserError("No.")
     assert explain(error) is error
+
+
+def test_room_is_asked_for_where_it_lacks():
+    """Whoever could not write; tensorstore tells it by words alone. Other failures are told by their own words."""
+    full = [OSError(number, os.strerror(number), "run") for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    full += [ValueError(f'RESOURCE: Error writing "x" [OS error 28: {os.strerror(errno.ENOSPC)}]')]
+    others = [OSError(errno.EACCES, os.strerror(errno.EACCES), "run"), TimeoutError("clock"), RuntimeError("Unable to cast")]
+    assert [remedy(error) for error in (*full, *others)] == ["Make room"] * 4 + ["Mend that"] * 3
+    assert "Make room, then start" in str(explain(full[0])) and "Mend that, then start" in str(explain(others[0]))
+
+
+def test_a_path_that_is_no_utf8():
+    """As a name with an umlaut under LC_ALL=C, where Python was told PYTHONUTF8=0: said before anything is trained."""
+    with pytest.raises(UserError, match="as UTF-8. Set LC_ALL=C.UTF-8"):
+        checkpoints.open_manager(Path(os.fsdecode(b"gr\xff\xdfe")))

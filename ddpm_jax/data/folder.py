@@ -16,6 +16,7 @@ from ddpm_jax import files
 from ddpm_jax.data.identity import Identity, digest, natural
 from ddpm_jax.data.source import MEMORY_LIMIT_MB, Source, Streamed, decoders
 from ddpm_jax.errors import UserError
+from ddpm_jax.terminal import say, shown
 
 CHANNELS = {"auto": 0, "grey": 1, "rgb": 3}
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -65,7 +66,7 @@ def load(
         labels, classes = _label(root, names)
         shape = (image_size, image_size, num_channels)
         where = f" in {len(classes)} classes, the sub-folders" if len(classes) > 1 else ""
-        print(f"reading {len(names)} images from {root}{where}", flush=True)
+        say(f"reading {len(names)} images from {root}{where}")
         identity, num_classes = _identity(root, names, labels, classes), max(1, len(classes))
         if len(names) * math.prod(shape) > memory_limit_mb * 2**20:
             return Streamed(len(names), shape, num_classes, Reader(root, names, labels, shape).gather, identity)
@@ -105,10 +106,10 @@ class Reader(NamedTuple):
             if not isinstance(pixels, Failure):
                 return pixels, int(self.labels[i])
             if offset == 0:
-                name = _shown(self.names[i])
-                print(f"{name} cannot be decoded ({pixels.reason}): the next image is read in its place", flush=True)
+                name = shown(self.names[i])
+                say(f"{name} cannot be decoded ({pixels.reason}): the next image is read in its place")
         raise UserError(
-            f"{_shown(self.names[index])} and the files after it in {self.root} cannot be read any more. "
+            f"{shown(self.names[index])} and the files after it in {self.root} cannot be read any more. "
             "Is the folder still there? Start the same command again to continue."
         )
 
@@ -121,7 +122,7 @@ def names_in(root: Path, key: str = "data.path") -> list[str]:
     names, others = [], Counter()
 
     def refuse(error: OSError):
-        raise UserError(f"{_shown(str(error.filename))} cannot be listed ({error.strerror}). Allow it, or move it.") from error
+        raise UserError(f"{shown(str(error.filename))} cannot be listed ({error.strerror}). Allow it, or move it.") from error
 
     for folder, subfolders, inside in os.walk(root, onerror=refuse, followlinks=False):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -140,7 +141,7 @@ def names_in(root: Path, key: str = "data.path") -> list[str]:
             + f". Pass another --config.{key}, or convert the images to PNG or JPEG."
         )
     if found:
-        print(f"passed over {others.total()} files in {root} that are not called {', '.join(_ENDINGS)}: {found}", flush=True)
+        say(f"passed over {others.total()} files in {root} that are not called {', '.join(_ENDINGS)}: {found}")
     return sorted(names)
 
 
@@ -161,12 +162,12 @@ def _label(root: Path, names: list[str]) -> tuple[np.ndarray, list[str]]:
 def _identity(root: Path, names: list[str], labels: np.ndarray, classes: list[str]) -> Identity:
     """Which images these are: of each class the number of its files, and a digest of their names and sizes."""
     sizes = decoders().map(lambda name: os.stat(root / name).st_size, names)
-    lines = [f"{size} {_shown(name)}\n".encode() for size, name in zip(sizes, names, strict=True)]
+    lines = [f"{size} {shown(name)}\n".encode() for size, name in zip(sizes, names, strict=True)]
     files = {}
     for label, folder in enumerate(classes or ["."]):
         own = [lines[i] for i in np.flatnonzero(labels == label)]
-        files[_shown(folder)] = f"{len(own)} files, digest {digest(*own)}"
-    return {"set": "folder", "files": files} | ({"classes": [_shown(folder) for folder in classes]} if classes else {})
+        files[shown(folder)] = f"{len(own)} files, digest {digest(*own)}"
+    return {"set": "folder", "files": files} | ({"classes": [shown(folder) for folder in classes]} if classes else {})
 
 
 def _look(root: Path, names: list[str], channels: str) -> tuple[list[str], int]:
@@ -178,8 +179,8 @@ def _look(root: Path, names: list[str], channels: str) -> tuple[list[str], int]:
     kinds = {kind: [name for name, grey in zip(names, greys, strict=True) if grey is kind] for kind in (True, False)}
     if channels == "auto" and kinds[True] and kinds[False]:
         raise UserError(
-            f"{root} holds {len(kinds[True])} grey images (as {_shown(kinds[True][0])}) and {len(kinds[False])} in colour (as "
-            f"{_shown(kinds[False][0])}). Set --config.data.channels=rgb or grey to turn all of them into one kind."
+            f"{root} holds {len(kinds[True])} grey images (as {shown(kinds[True][0])}) and {len(kinds[False])} in colour (as "
+            f"{shown(kinds[False][0])}). Set --config.data.channels=rgb or grey to turn all of them into one kind."
         )
     readable = [name for name, failure in zip(names, failures, strict=True) if failure is None]
     return readable, CHANNELS[channels] or (1 if kinds[True] else 3)
@@ -200,17 +201,12 @@ def _tell_skipped(root: Path, names: list[str], failures: list[Failure | None]) 
             f"None of the {len(names)} images in {root} can be read: {told}. They are damaged, or not {_NAMES}, "
             "whatever their names say. Convert them, or pass another --config.data.path."
         )
-    print(f"skipped {len(skipped)} of {len(names)} files in {root} that cannot be read as images: {told}", flush=True)
+    say(f"skipped {len(skipped)} of {len(names)} files in {root} that cannot be read as images: {told}")
 
 
 def _listed(names: list[str]) -> str:
     """The first of them, as they can be printed."""
-    return ", ".join(map(_shown, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
-
-
-def _shown(name: str) -> str:
-    """The name as it can be printed, whatever bytes it is made of."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    return ", ".join(map(shown, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
 
 
 def _try(function, path: Path, *args):
@@ -219,7 +215,7 @@ def _try(function, path: Path, *args):
         return function(path, *args)
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{_shown(str(path))} is refused: {error} It may be made to fill up the memory. Remove it, or shrink it, then "
+            f"{shown(str(path))} is refused: {error} It may be made to fill up the memory. Remove it, or shrink it, then "
             "try again."
         ) from error
     except MemoryError:
@@ -254,11 +250,11 @@ def exactly(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """The image in a file, uint8 of that shape, neither resized nor cut. UserError where it is of another size, or none."""
     pixels = _try(_unresized, path, shape[2])
     if isinstance(pixels, Failure):
-        raise UserError(f"{_shown(str(path))} cannot be read as an image ({pixels.reason}). Give a {_NAMES} file.")
+        raise UserError(f"{shown(str(path))} cannot be read as an image ({pixels.reason}). Give a {_NAMES} file.")
     if pixels.shape != shape:
         (height, width, _), (wanted_height, wanted_width, _) = pixels.shape, shape
         raise UserError(
-            f"{_shown(str(path))} is {height} pixels high and {width} wide, and the run's images are {wanted_height} high and "
+            f"{shown(str(path))} is {height} pixels high and {width} wide, and the run's images are {wanted_height} high and "
             f"{wanted_width} wide: bring it to that size."
         )
     return pixels

@@ -24,6 +24,7 @@ from ddpm_jax.data import cifar
 from ddpm_jax.data.source import RAW_VARIABLE
 from ddpm_jax.data.tfds_read import find_prepared
 from ddpm_jax.errors import UserError
+from ddpm_jax.terminal import say
 
 PROBE_SECONDS = 4.0  # how long a server may take to answer before it counts as out of reach
 
@@ -71,7 +72,7 @@ def prepare(name: str, root: Path, raw_dir: str) -> None:
         )
 
     origin = raw or urlsplit(min(addresses.values())).netloc
-    print(f"preparing {name} in {root} from {origin}..., once", flush=True)
+    say(f"preparing {name} in {root} from {origin}..., once")
     config = tfds.download.DownloadConfig(manual_dir=raw and str(raw), try_download_gcs=False)
     try:
         builder = _builder_class(stock, row, addresses)(data_dir=str(root))

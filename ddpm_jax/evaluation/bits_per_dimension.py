@@ -20,6 +20,7 @@ from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
+from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.run import Run
@@ -47,7 +48,7 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
     batch = -(-min(c.batch_size, count) // len(devices)) * len(devices)
     start = time.monotonic()
     if left:
-        print(f"bits per dimension of {count} examples of the split {c.split}, {count - len(left)} of them done", flush=True)
+        say(f"bits per dimension of {count} examples of the split {c.split}, {count - len(left)} of them done")
         compute = parallel.over_devices(make_compute(run.task, run.config, source.image_shape), devices, (None, 0, 0), 0)
         params = parallel.replicate(run.params, devices)
     with Progress(count, "examples", count - len(left)) as progress:
@@ -69,8 +70,7 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
             progress(count - len(left) + first + len(now))
     summary = {"conditions": conditions, **summarise([results[i] for i in range(count)], source.image_shape)}
     files.write_json(path.with_suffix(".json"), summary)
-    print("\n".join(report(summary)))
-    print(f"{duration(time.monotonic() - start)}; wrote\n  {path}\n  {path.with_suffix('.json')}", flush=True)
+    say(*report(summary), f"{duration(time.monotonic() - start)}; wrote", f"  {path}", f"  {path.with_suffix('.json')}")
     return summary
 
 

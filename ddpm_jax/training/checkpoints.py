@@ -15,7 +15,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ddpm_jax import files
-from ddpm_jax.errors import UserError, first_line
+from ddpm_jax.errors import UserError, first_line, remedy
+from ddpm_jax.terminal import say
 
 FORMAT = 2
 SUMS = "SHA256SUMS"  # in each checkpoint: of its files, as `sha256sum -c SHA256SUMS` reads them
@@ -27,7 +28,17 @@ class Damaged(Exception):
 
 
 def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints of a run: the last `keep_last` are kept, and those at multiples of `keep_every` (0: none) for good."""
+    """The checkpoints of a run: the last `keep_last` are kept, and those at multiples of `keep_every` (0: none) for good.
+
+    Raises UserError for a path that tensorstore, which reads and writes them, cannot be told.
+    """
+    try:
+        str(directory.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{directory} cannot hold checkpoints, since Python cannot read its path as UTF-8. Set LC_ALL=C.UTF-8 and leave "
+            "PYTHONUTF8 unset, or give a --workdir without such letters."
+        ) from error
     if read_only:
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # orbax warns of what it makes of read_only=True
@@ -83,12 +94,12 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
         raise UserError(
             f"A checkpoint could not be written to {manager.directory} ({first_line(error)}). "
             + (f"The one of step {kept} is sound. " if kept is not None else "There is none before it. ")
-            + "Make room there, then start the same command again: training continues from the last checkpoint."
+            + f"{remedy(error)}, then start the same command again: training continues from the last checkpoint."
         ) from error
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, target: Any, *, report: Callable[[str], None] = print, set_aside: bool = False
+    manager: ocp.CheckpointManager, target: Any, *, report: Callable[[str], None] = say, set_aside: bool = False
 ) -> tuple[int, Any, dict] | None:
     """(step, state of NumPy arrays, meta) of the newest sound checkpoint; None where there is none at all.
 

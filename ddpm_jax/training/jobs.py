@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import files, plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
+from ddpm_jax.terminal import say
 from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
@@ -72,7 +73,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
         inpainting.check_labels(config, task)
         inpainting.check(config, task, state.ema[config.sampler.ema], knobs)
         how += f", inpainting {len(given.images)} images by {config.inpaint.method}"
-    print(f"sampling {config.sampler.num_samples} with {how}", flush=True)
+    say(f"sampling {config.sampler.num_samples} with {how}")
     start = time.monotonic()
     with Progress(sampling.work(config.sampler, devices), "sampling steps") as progress:
         drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress, knobs)
@@ -90,9 +91,10 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     name = sampling.sample_name(config, int(state.step))
     picture = inpainting.picture(given, drawn.x) if given else None
     paths = sampling.write_samples(files.folder(workdir, "samples"), name, drawn, facts, task.labels, picture)
-    print(f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote")
-    for path in paths:
-        print(f"  {path}")
+    say(
+        f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote",
+        *(f"  {path}" for path in paths),
+    )
 
 
 JOBS: dict[str, Callable[[ConfigDict, Path], None]] = {"train": train, "sample": sample}

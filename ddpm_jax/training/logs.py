@@ -17,7 +17,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from ddpm_jax import files
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, remedy
+from ddpm_jax.terminal import say
 
 
 class Log:
@@ -76,7 +77,7 @@ class Log:
     def tell(self, error: OSError) -> None:
         """Says that what can be made again could not be written; once."""
         if not self.told:
-            print(f"warning: {error}. The run goes on without its pictures and TensorBoard events.", flush=True)
+            say(f"warning: {error}. The run goes on without its pictures and TensorBoard events.")
         self.told = True
 
     @contextlib.contextmanager
@@ -85,8 +86,8 @@ class Log:
             yield
         except OSError as error:
             raise UserError(
-                f"The metrics cannot be written: {error}. Make room, or mend what is in the way, then start the same command "
-                "again: training continues from its last checkpoint."
+                f"The metrics cannot be written: {error}. {remedy(error)}, then start the same command again: training "
+                "continues from its last checkpoint."
             ) from error
 
 

@@ -13,6 +13,7 @@ from ddpm_jax import plots, signals
 from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.errors import Diverged, UserError
+from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, parallel, sampling
 from ddpm_jax.training import metrics as metrics_of
 from ddpm_jax.training.debug import first_nonfinite
@@ -60,18 +61,17 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 f"{source.num_examples}: its batches would be others. Bring the same data back, or give another --workdir."
             )
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    print(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}", flush=True)
+    say(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}")
     parts = f"{len(devices)} x {c.micro_batches} x {c.batch_size // len(devices) // c.micro_batches}"
-    print(
+    say(
         f"batch size {c.batch_size} (devices x micro-batches x examples: {parts}), learning rate "
         f"{config.optim.learning_rate:g} after a warm-up of {config.optim.warmup_steps} steps",
-        flush=True,
     )
     if step >= c.steps:
-        print(f"The run is complete: {step} steps. For more, raise --config.train.steps.", flush=True)
+        say(f"The run is complete: {step} steps. For more, raise --config.train.steps.")
         return state
     if step:
-        print(f"continuing from step {step}", flush=True)
+        say(f"continuing from step {step}")
 
     log = Log(workdir, step)
     per_call = steps_per_call(config, step, devices[0].platform)
@@ -136,10 +136,10 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
         while step < c.steps and not stop:
             if step == first_step:
                 compile_start = time.monotonic()
-                print("compiling the training step... ", end="", flush=True)
+                say("compiling the training step... ", end="")
                 with signals.at_once():  # there is nothing to save yet
                     state, metrics = jax.block_until_ready(advance(state, *next(calls)))
-                print(duration(time.monotonic() - compile_start), flush=True)
+                say(duration(time.monotonic() - compile_start))
                 logged = step + per_call
                 progress.restart(logged)
                 watch.restart()

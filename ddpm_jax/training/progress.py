@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from ddpm_jax.terminal import say
+
 
 def duration(seconds: float) -> str:
     """75 -> "1m15s"."""
@@ -52,7 +54,7 @@ class Progress:
         """Prints a line, above the bar where there is one."""
         if self.bar is not None:
             self.bar.clear()
-        print(text, flush=True)
+        say(text)
         if self.bar is not None:
             self.bar.refresh()
 

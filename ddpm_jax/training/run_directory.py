@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax import files
 from ddpm_jax.data import Source, Streamed
-from ddpm_jax.errors import UserError, first_line
+from ddpm_jax.errors import UserError, first_line, remedy
+from ddpm_jax.terminal import say
 
 FORMAT = 3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
@@ -111,7 +112,7 @@ def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], 
 
 
 def _cannot_be_written(workdir: Path, error: OSError) -> UserError:
-    return UserError(f"The run directory {workdir} cannot be written: {error}. Make room, or give another --workdir.")
+    return UserError(f"The run directory {workdir} cannot be written: {error}. {remedy(error)}, or give another --workdir.")
 
 
 def check_agreement(workdir: Path, config: ConfigDict) -> None:
@@ -161,7 +162,7 @@ def held(workdir: Path) -> Iterator[None]:
                 "(--mode=sample may run beside it.)"
             ) from None
         except (OSError, ImportError) as error:
-            print(f"no locks on this file system ({error}): let no other process train in {workdir}", flush=True)
+            say(f"no locks on this file system ({error}): let no other process train in {workdir}")
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         file.truncate(0)
         with contextlib.suppress(OSError):  # a full disk: held all the same

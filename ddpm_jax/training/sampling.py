@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from ddpm_jax.training.tasks import NO_SAMPLES, Task
 
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds.
 ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames")
+IN_A_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")  # what a value may look like in a file's name
 PROGRESS_FROM = 100  # grid points from which a batch reports from inside its scan, which bars it from the compilation cache
 
 
@@ -149,7 +151,7 @@ def sample_name(config: ConfigDict, step: int) -> str:
     sampler, decays = config.sampler, config.ema.decays
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
     if takes(SAMPLERS[sampler.name], "eta"):
-        parts.append(f"eta{sampler.eta:g}")
+        parts.append(f"eta{_in_a_name(f'{sampler.eta:g}')}")
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
     parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
@@ -165,15 +167,15 @@ def sample_name(config: ConfigDict, step: int) -> str:
 
 
 def _in_a_name(value: Any) -> str:
-    """A value of the config as part of a file name: of what is long 8 digits of its SHA-256."""
+    """A value of the config as part of a file name: of what is long or of other characters 8 digits of its SHA-256."""
     text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(",", "-")
-    return text if len(text) <= 40 else _digits(text)
+    return text if IN_A_NAME.fullmatch(text) else _digits(text)
 
 
 def _path_in_a_name(path: str) -> str:
     """Its last part, and 8 digits of the SHA-256 of all of it: two files may be called alike."""
-    return f"{Path(path).stem[:40]}-{_digits(str(Path(path).expanduser().absolute()))}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(path).stem[:40])}-{_digits(str(Path(path).expanduser().absolute()))}"
 
 
 def _digits(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
