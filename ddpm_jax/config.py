@@ -407,8 +407,13 @@ def unknown_key(key: str) -> UserError:
     return UserError(f"There is no config key {key!r}. {hint}")
 
 
+def fixed(config: ConfigDict) -> dict[str, Any]:
+    """{"a.b": value} of the keys that may not change when a run is continued."""
+    kept = [key for key in KEYS if not any(key == c or (c.endswith(".") and key.startswith(c)) for c in CHANGEABLE)]
+    return {key: value for key, value in flatten(config).items() if key in kept}
+
+
 def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
     """The keys in which two configs differ and that may not change when a run is continued, as "key: saved -> given"."""
-    saved, given = flatten(saved), flatten(given)
-    fixed = [key for key in KEYS if not any(key == c or (c.endswith(".") and key.startswith(c)) for c in CHANGEABLE)]
-    return [f"{key}: {saved[key]!r} -> {given[key]!r}" for key in fixed if saved[key] != given[key]]
+    saved, given = fixed(saved), fixed(given)
+    return [f"{key}: {saved[key]!r} -> {given[key]!r}" for key in KEYS if key in saved and saved[key] != given[key]]

@@ -99,19 +99,25 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, target: Any, *, report: Callable[[str], None] = say, set_aside: bool = False
+    manager: ocp.CheckpointManager,
+    target: Any,
+    *,
+    agree: Callable[[int, dict], None] = lambda step, meta: None,  # noqa: ARG005
+    report: Callable[[str], None] = say,
+    set_aside: bool = False,
 ) -> tuple[int, Any, dict] | None:
     """(step, state of NumPy arrays, meta) of the newest sound checkpoint; None where there is none at all.
 
-    target: a pytree of arrays or shapes, as `jax.eval_shape` gives. A damaged checkpoint is reported and the one before it is
-    used; `set_aside` then moves it to the folder damaged/ beside the checkpoints, so that its step can be saved again. Raises
-    UserError where all are damaged (none is moved) or were written for another state.
+    target: a pytree of arrays or shapes, as `jax.eval_shape` gives. agree(step, meta): called before the arrays are read,
+    raises UserError for a checkpoint that is not what the caller means. A damaged checkpoint is reported and the one before it
+    is used; `set_aside` then moves it to the folder damaged/ beside the checkpoints, so that its step can be saved again.
+    Raises UserError where all are damaged (none is moved) or were written for another state.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     damaged = []
     for step in steps:
         try:
-            state, meta = _restore(manager, step, target)
+            state, meta = _restore(manager, step, target, agree)
         except Damaged as error:
             if not _folder(manager, step).exists():  # deleted meanwhile by the process that trains
                 continue
@@ -124,7 +130,7 @@ def restore_latest(
         return step, state, meta
     manager.reload()
     if set(manager.all_steps()) - set(steps):  # the process that trains has written others
-        return restore_latest(manager, target, report=report, set_aside=set_aside)
+        return restore_latest(manager, target, agree=agree, report=report, set_aside=set_aside)
     if steps:
         raise UserError(
             f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, sorted(steps)))}) can be read: "
@@ -181,7 +187,7 @@ def _move_aside(folder, steps):
         shutil.move(folder / str(step), destination)
 
 
-def _restore(manager, step, target):
+def _restore(manager, step, target, agree):
     _check_files(_folder(manager, step))
     try:
         stored = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
@@ -192,7 +198,7 @@ def _restore(manager, step, target):
         raise Damaged("the checksum of its notes does not match")
     try:
         notes = json.loads(text)
-        version, digests, meta = notes["format"], {**notes["sha256"]}, notes["meta"]
+        version, digests, meta = notes["format"], {**notes["sha256"]}, {**notes["meta"]}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"its notes are not of this code: {first_line(error)}") from error
     if version not in range(1, FORMAT + 1):
@@ -200,6 +206,7 @@ def _restore(manager, step, target):
             f"The checkpoint of step {step} in {manager.directory} has format {version}; this code reads formats up to "
             f"{FORMAT}. Use the code that wrote it."
         )
+    agree(step, meta)
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flatten(target).items()}
     if version == 1:  # it knew one average of the parameters, and stopped where an update would be skipped today
         wanted = {re.sub(r"^ema\.0\b", "ema", name): leaf for name, leaf in wanted.items()}

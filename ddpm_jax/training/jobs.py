@@ -30,6 +30,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         if run_directory.exists(workdir):
             run_directory.check_agreement(workdir, config)
             run_directory.check_data(workdir, source)
+        else:
+            run_directory.check_new(workdir)
         run_directory.write(workdir, config, source.image_shape, source.num_classes)
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.terminal import say
-from ddpm_jax.training import checkpoints, parallel, sampling
+from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
 from ddpm_jax.training import metrics as metrics_of
 from ddpm_jax.training.debug import first_nonfinite
 from ddpm_jax.training.feed import open_feed
@@ -44,7 +45,10 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
         return init_state(task, optimizer, config.seed, len(config.ema.decays))
 
     target = jax.eval_shape(start)
-    restored = checkpoints.restore_latest(manager, target, set_aside=True)
+    run = config, source.image_shape, source.num_classes
+    restored = checkpoints.restore_latest(
+        manager, target, agree=partial(run_directory.check_checkpoint, workdir, *run), set_aside=True
+    )
     if restored is None:
         step, pending, skips = 0, {}, {"skipped": 0, "skipped_in_a_row": 0}
         state = run_once(start)
@@ -185,6 +189,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                     flush()
                     log.sync()
                     notes = {"pending": pending, "num_examples": source.num_examples, **skips}
+                    notes["identity"] = run_directory.identity(*run)
                     checkpoints.save(manager, step, state, notes)
         checkpoints.finish(manager)
         if stop:

@@ -241,7 +241,8 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     def start():
         return init_state(task, optimizer, config.seed, len(config.ema.decays))
 
-    restored = checkpoints.restore_latest(manager, jax.eval_shape(start))
+    agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes)
+    restored = checkpoints.restore_latest(manager, jax.eval_shape(start), agree=agree)
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")

@@ -18,6 +18,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -45,6 +46,14 @@ def _number_of_classes(content):
 MIGRATIONS = {1: _several_averages, 2: _number_of_classes}  # by format: what config.json holds -> the same in the next format
 
 
+def _migrated(content):
+    """The same in the latest format that can be reached from its own, and that format."""
+    version = content["format"]
+    while version in [*MIGRATIONS]:  # not a lookup: a stranger's version may be a list
+        content, version = MIGRATIONS[version](content), version + 1
+    return content, version
+
+
 def exists(workdir: Path) -> bool:
     return (workdir / "config.json").is_file()
 
@@ -57,10 +66,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
     path = workdir / "config.json"
     files.check_real(workdir)
     try:
-        content = files.read_json(path)
-        version = content["format"]
-        while version in [*MIGRATIONS]:  # not a lookup: a stranger's version may be a list
-            content, version = MIGRATIONS[version](content), version + 1
+        content, version = _migrated(files.read_json(path))
         saved, image_shape = {**content["config"]}, tuple(content["image_shape"])
         num_classes = content["num_classes"] if version == FORMAT else 0
         if any(saved.get(key) for key in configs.GUIDES):  # a path, without which the rest may make no sense
@@ -122,6 +128,58 @@ def check_agreement(workdir: Path, config: ConfigDict) -> None:
         raise UserError(
             f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave "
             "these as they are there (or give --workdir without --config); for a new run give another --workdir."
+        )
+
+
+def check_new(workdir: Path) -> None:
+    """Raises UserError where a run is to begin in a directory that holds checkpoints of another, whose config.json is gone."""
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    if steps:
+        raise UserError(
+            f"{workdir} holds checkpoints (of steps {', '.join(map(str, steps))}), but no config.json, which says of what run "
+            "they are. Put that run's config.json back, or give another --workdir."
+        )
+
+
+def identity(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    """What parameters are trained by and for: it goes into the notes of each checkpoint, see `check_checkpoint`.
+
+    These are the keys and values themselves, not a digest of them. So an error can name what differs, a key that a later
+    version adds gets its default in old checkpoints, as in an old config.json, and a key that it renames is migrated there too.
+    """
+    shape = list(image_shape)
+    return {"format": FORMAT, "config": configs.fixed(config), "image_shape": shape, "num_classes": num_classes}
+
+
+def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, step: int, meta: Any):
+    """Raises UserError, naming what differs, where the checkpoint of `step` is of another run than this config's.
+
+    meta: the checkpoint's notes. Those of before have no identity, and are taken as they are.
+    """
+    if "identity" not in meta:
+        return
+    try:
+        saved, version = _migrated(meta["identity"])
+        there = configs.unflatten(configs.flatten(configs.base()) | {**saved["config"]})
+        differing = configs.differences(there, config)
+        shapes, classes = [saved["image_shape"], list(image_shape)], {saved["num_classes"], num_classes}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The notes of the checkpoint of step {step} in {workdir} do not say of what run it is ({first_line(error)}): use "
+            "the code that wrote it."
+        ) from error
+    if version != FORMAT:
+        raise UserError(
+            f"The checkpoint of step {step} in {workdir} is of format {version}; this code reads formats up to {FORMAT}. Use "
+            "the code that wrote it."
+        )
+    differing += [f"image_shape: {shapes[0]!r} -> {shapes[1]!r}"] * (shapes[0] != shapes[1])
+    differing += [f"num_classes: {saved['num_classes']!r} -> {num_classes}"] * (len(classes - {0}) > 1)
+    if differing:
+        raise UserError(
+            f"The checkpoint of step {step} in {workdir} was trained with another config than the run has now: "
+            f"{'; '.join(differing)} (in the checkpoint -> now). Where config.json was changed, set these back there; for "
+            "another config give another --workdir."
         )
 
 

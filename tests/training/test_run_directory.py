@@ -6,11 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+import ddpm_jax
 from ddpm_jax import config as configs
+from ddpm_jax import variants
+from ddpm_jax.construct import construct
+from ddpm_jax.data import SOURCES
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import run_directory
+from ddpm_jax.training import jobs, loop, run_directory
+from ddpm_jax.training.tasks import build
 
 
 def test_round_trip(tmp_path):
@@ -69,6 +75,61 @@ def test_agreement(tmp_path):
     config.seed = 3
     with pytest.raises(UserError, match=r"seed: 0 -> 3; optim.learning_rate: 0.0002 -> 0.5.*--workdir"):
         run_directory.check_agreement(tmp_path, config)
+
+
+def test_checkpoints_are_bound_to_every_fixed_key():
+    """Each of them, and the shape and the classes; what may change is free. Notes of before say nothing, and are taken."""
+    config = variants.apply(configs.base(), "smoke")
+    identity = json.loads(json.dumps(run_directory.identity(config, (8, 8, 1), 10)))
+    free = {key for key in configs.KEYS if key.startswith(configs.CHANGEABLE)}
+    assert set(identity["config"]) == set(configs.KEYS) - free and len(free) > 20
+
+    def check(identity, shape=(8, 8, 1), classes=10):
+        run_directory.check_checkpoint(Path("runs/x"), config, shape, classes, 7, {"identity": identity})
+
+    check(identity)
+    check(identity, classes=0)  # an old config.json
+    run_directory.check_checkpoint(Path("runs/x"), config, (8, 8, 1), 10, 7, {})
+    for key in identity["config"]:
+        words = rf"step 7 in runs/x .*config than the run has now: {key}: 'other' -> .*now.*config.json.*--workdir"
+        with pytest.raises(UserError, match=words):
+            check(identity | {"config": identity["config"] | {key: "other"}})
+        if configs.flatten(config)[key] == configs.KEYS[key].default:  # a key that a later version brought
+            check(identity | {"config": {other: identity["config"][other] for other in identity["config"] if other != key}})
+    with pytest.raises(UserError, match=r"image_shape: \[8, 8, 1\] -> \[8, 16, 1\]; num_classes: 10 -> 3 "):
+        check(identity, (8, 16, 1), 3)
+    for strange in (None, [], {"format": 3}, identity | {"config": None}, identity | {"num_classes": []}):
+        with pytest.raises(UserError, match="notes of the checkpoint of step 7 in runs/x do not say"):
+            check(strange)
+
+
+def test_a_run_directory_whose_config_was_changed_or_is_gone(point_config, tmp_path):
+    """Neither continued, nor loaded, nor begun anew on top of what is there; put back, it goes on."""
+    point_config.train.update(steps=1, checkpoint_every=1)
+    point_config.data.update(name="toy2d", num_examples=48)
+    point_config.sampler.frames = 0
+    source = construct(SOURCES, point_config.data)
+    task = build(point_config, source.image_shape, source.num_classes)
+    run_directory.write(tmp_path, point_config, source.image_shape, source.num_classes)
+    loop.train(point_config, tmp_path, task, source, jax.devices()[:1])
+    path = tmp_path / "config.json"
+    whole = path.read_text()
+    content = json.loads(whole)
+    content["config"]["optim.learning_rate"] = 0.5
+    path.write_text(json.dumps(content))
+    changed = run_directory.read(tmp_path)[0]
+    changed.train.steps = 2
+    words = "optim.learning_rate: 0.0002 -> 0.5 .*config.json"
+    for call in (lambda: jobs.train(changed, tmp_path), lambda: ddpm_jax.load(tmp_path)):
+        with pytest.raises(UserError, match=words):
+            call()
+    path.unlink()
+    point_config.seed = 1
+    with pytest.raises(UserError, match=r"checkpoints .of steps 1., but no config.json.*Put that run's config.json back"):
+        jobs.train(point_config, tmp_path)
+    assert not path.exists()
+    path.write_text(whole)
+    assert ddpm_jax.load(tmp_path).state.step == 1
 
 
 STRANGE = {
