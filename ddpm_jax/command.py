@@ -20,8 +20,10 @@ HELP = ("--help", "-help", "-h")
 # What the command may say besides the run's own config, in the modes that need a run.
 TAKES = {
     "sample": ("sampler.", "guidance.", "inpaint."),
-    "eval": ("eval.", "sampler.ema", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb"),
-}
+    "eval": (
+        "eval.", "sampler.ema", "sampler.checkpoint", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb",
+    ),
+}  # fmt: skip
 
 Override = tuple[str, str | None]  # a key and its value as typed; None: no value was given
 
@@ -94,6 +96,11 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
                 f"config.{key} is for inpainting, --mode=sample --config.inpaint.images=<a PNG, folder or .npz> "
                 "--config.inpaint.mask=<a PNG>: give all of these, or leave it out."
             )
+    if config.sampler.checkpoint and mode not in TAKES:
+        raise UserError(
+            f"config.sampler.checkpoint={config.sampler.checkpoint} is for --mode=sample and eval: training continues from the "
+            "newest checkpoint. Leave it out."
+        )
     if mode in TAKES or run_directory.exists(directory):
         run_directory.check_agreement(directory, config)
     return config, directory

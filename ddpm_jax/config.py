@@ -141,6 +141,7 @@ KEYS: dict[str, Key] = {
     "train.checkpoint_every": Key(10_000, "steps between checkpoints", POSITIVE),
     "train.keep_last": Key(2, "newest checkpoints kept", POSITIVE),
     "train.keep_every": Key(0, "checkpoints at multiples of this step are kept for good; 0: none", NOT_NEGATIVE),
+    "sampler.checkpoint": Key(0, "--mode=sample, eval: the step of the checkpoint that is used; 0: the newest", NOT_NEGATIVE),
     "sampler.ema": Key(0, "which of ema.decays averages the parameters it uses, counted from 0", NOT_NEGATIVE),
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
     "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", POSITIVE),
@@ -215,8 +216,8 @@ CHANGEABLE = (
 
 # Directories of other runs that guide the samples of this one. They are taken from the command, never from a run directory.
 GUIDES = ("guidance.weak", "guidance.classifier")
-# What is read from these paths is of one command: a run directory neither keeps nor names them.
-OF_THE_COMMAND = ("inpaint.images", "inpaint.mask")
+# What is of one command: a run directory does not lead to these files, nor back to this checkpoint.
+OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint")
 
 NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
 

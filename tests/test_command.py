@@ -163,6 +163,8 @@ MISTAKES = {
     "--workdir=run --config.optim.b1=0.5": ["run holds a run with another config: optim.b1: 0.9 -> 0.5 (there -> here)"],
     "--mode=sample " + GOOD: ["no run in runs/good"],
     "--mode=sample --workdir=empty": ["no run in empty"],
+    "--workdir=run --config.sampler.checkpoint=4": ["sampler.checkpoint=4 is for --mode=sample and eval", "Leave it out"],
+    GOOD + " --config.sampler.checkpoint=-1": ["config.sampler.checkpoint takes an int at least 0"],
     "--mode=sample --workdir=run --config.train.steps=9": ["only config.sampler, ", "found config.train.steps"],
     "--mode=sample --workdir=run --config.seed=9": ["only config.sampler, ", "found config.seed"],
     "--mode=eval " + GOOD: ["no run in runs/good"],

@@ -13,7 +13,10 @@ from ddpm_jax.training import run, run_directory
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates the newest checkpoint of a run on the split config.eval.split, by what config.eval switches on."""
+    """Evaluates a run on the split config.eval.split, by what config.eval switches on.
+
+    Of which checkpoint says config.sampler.checkpoint.
+    """
     if not config.eval.bpd:
         raise UserError("--mode=eval of what? Switch an evaluation on: --config.eval.bpd=true, bits per dimension.")
     restored = run.restore(workdir, config)

@@ -139,6 +139,22 @@ def restore_latest(
     return None
 
 
+def restore_step(manager: ocp.CheckpointManager, target: Any, step: int, *, agree: Callable[[int, dict], None]):
+    """As `restore_latest`, of the checkpoint of this step. Raises UserError where there is none, and where it is damaged."""
+    steps = sorted(manager.all_steps())
+    if step not in steps:
+        there = f"those there are of steps {', '.join(map(str, steps))}" if steps else "there is none yet"
+        raise UserError(f"There is no checkpoint of step {step} in {manager.directory}: {there}.")
+    try:
+        return step, *_restore(manager, step, target, agree)
+    except Damaged as error:
+        others = ", ".join(str(other) for other in steps if other != step)
+        raise UserError(
+            f"The checkpoint of step {step} in {manager.directory} is damaged ({error}): take another"
+            + (f", of step {others}." if others else ", but there is none.")
+        ) from error
+
+
 def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
     return Path(manager.directory) / str(step)
 

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def sample(config: ConfigDict, workdir: Path) -> None:
-    """Samples from the newest checkpoint of a run."""
+    """Samples from the checkpoint of a run that config.sampler.checkpoint names."""
     restored = run.restore(workdir, config)
     given = inpainting.read(config.inpaint, restored.image_shape) if config.inpaint.images else ()
     draw_and_write(config, workdir, restored.task, restored.state, given)

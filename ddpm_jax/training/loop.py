@@ -116,6 +116,12 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
             raise diverged(f"the first number that is not finite, after step {step}, comes from {operation}")
         return new, metrics
 
+    def save():
+        flush()
+        log.sync()
+        notes = {"pending": pending, "num_examples": source.num_examples, **skips, "identity": run_directory.identity(*run)}
+        checkpoints.save(manager, step, state, notes)
+
     def draw_grid():
         """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
         grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x, kinds=len(task.labels)))
@@ -182,15 +188,14 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
             if checkpoint_due or grid_due:
                 flush()  # outside of the pause: what is still being computed is none
             with watch.paused():
+                if checkpoint_due:
+                    save()
                 if grid_due:
+                    checkpoints.finish(manager)  # on the disk before what may take the memory, or be killed while it compiles
                     draw_grid()
                 stop = signals.asked()
-                if checkpoint_due or stop:
-                    flush()
-                    log.sync()
-                    notes = {"pending": pending, "num_examples": source.num_examples, **skips}
-                    notes["identity"] = run_directory.identity(*run)
-                    checkpoints.save(manager, step, state, notes)
+                if stop and not checkpoint_due:
+                    save()
         checkpoints.finish(manager)
         if stop:
             progress.line(f"checkpoint of step {step} saved")

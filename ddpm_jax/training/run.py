@@ -34,7 +34,7 @@ INVERTIBLE = {"name": "ddim", "eta": 0.0, "s_churn": 0.0, "last": "stop", "clip"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The newest checkpoint of a run, with what it takes to use it. `state.ema`: an average per `config.ema.decays`."""
+    """A checkpoint of a run, with what it takes to use it. `state.ema`: an average per `config.ema.decays`."""
 
     workdir: Path
     config: ConfigDict
@@ -183,6 +183,8 @@ class Run:
         for key, value in {**others, **overrides, "sampler.num_samples": count}.items():
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)
+            if key == "sampler.checkpoint":
+                raise UserError("A run in Python is one checkpoint: get another by ddpm_jax.load(workdir, step=...).")
             value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
             if isinstance(configs.KEYS[key].default, tuple):  # of an array, a list or one number
                 value = tuple(np.ravel(value).tolist())
@@ -217,9 +219,11 @@ def _from(start, until, invertible, up, sampler, knobs, keys):
     return knobs._replace(start=start)
 
 
-def load(workdir: str | Path) -> Run:
-    """The run in a directory, at its newest checkpoint. Raises UserError where there is none."""
+def load(workdir: str | Path, step: int = 0) -> Run:
+    """The run in a directory, at its checkpoint of this step; 0: the newest. Raises UserError where there is none."""
     config = run_directory.read(Path(workdir))[0]
+    configs.check_value("sampler.checkpoint", step)
+    config.sampler.checkpoint = step
     return restore(Path(workdir), config)
 
 
@@ -232,7 +236,10 @@ def load_guides(config: ConfigDict, known: dict[str, Run] | None = None) -> dict
 
 
 def restore(workdir: Path, config: ConfigDict) -> Run:
-    """As `load`, with another sampler section than the run's, say, and the runs that guide it."""
+    """As `load`, with another sampler section than the run's, say, and the runs that guide it.
+
+    config.sampler.checkpoint: the step, or 0.
+    """
     _, image_shape, num_classes = run_directory.read(workdir)
     task = build(config, image_shape, num_classes, load_guides(config))
     optimizer = construct(OPTIMIZERS, config.optim)
@@ -242,7 +249,12 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
         return init_state(task, optimizer, config.seed, len(config.ema.decays))
 
     agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes)
-    restored = checkpoints.restore_latest(manager, jax.eval_shape(start), agree=agree)
+    target, step = jax.eval_shape(start), config.sampler.checkpoint
+    restored = (
+        checkpoints.restore_step(manager, target, step, agree=agree)
+        if step
+        else checkpoints.restore_latest(manager, target, agree=agree)
+    )
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")

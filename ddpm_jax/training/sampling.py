@@ -24,7 +24,7 @@ from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import NO_SAMPLES, Task
 
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds.
-ELSEWHERE = ("name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames")
+ELSEWHERE = ("checkpoint", "name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames")
 IN_A_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")  # what a value may look like in a file's name
 PROGRESS_FROM = 100  # grid points from which a batch reports from inside its scan, which bars it from the compilation cache
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 from ddpm_jax import signals
 from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.diffusion.losses import WEIGHTINGS
+from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import checkpoints, loop, run_directory
@@ -240,6 +241,25 @@ def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(point_co
     assert not list((tmp_path / "run" / "samples").glob("*.png"))
     assert checkpoints.open_manager(tmp_path / "run" / "checkpoints").latest_step() == 2
     train(point_config, point_source, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
+
+
+def test_the_checkpoint_comes_before_the_grid_of_its_step(point_config, point_source, tmp_path, monkeypatch):
+    """Whatever ends the drawing, the step is on the disk; the grid is drawn when the run goes on."""
+    point_config.train.update(steps=4, checkpoint_every=2, sample_every=2)
+
+    def make_preview(*_):
+        def draw(_):
+            assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+            raise MemoryError("RESOURCE_EXHAUSTED")
+
+        return draw
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop.sampling, "make_preview", make_preview)
+        train(point_config, point_source, tmp_path / "run")
+    monkeypatch.setattr(loop.sampling, "make_preview", lambda *_: lambda _: Sampled(np.zeros((4, 2), "f"), 1))
+    assert train(point_config, point_source, tmp_path / "run").step == 4
     assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
 
 

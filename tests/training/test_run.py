@@ -1,3 +1,4 @@
+import json
 import re
 
 import chex
@@ -8,15 +9,18 @@ import pytest
 from flax import linen as nn
 
 import ddpm_jax
+from ddpm_jax import command
 from ddpm_jax.diffusion.edit import img2img
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.sample import encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, ddim
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import loop, run_directory
+from ddpm_jax.training import jobs, loop, run_directory
+from ddpm_jax.training.run import restore
 from ddpm_jax.training.tasks import build
 
 
@@ -125,6 +129,32 @@ def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
     chex.assert_trees_all_equal(run.params, run.state.ema[1])
     with pytest.raises(UserError, match="sampler.ema is 2"):
         run.sample(4, ema=2)
+
+
+def test_a_checkpoint_before_the_newest(point_config, point_source, tmp_path):
+    """Loaded, sampled and evaluated by its step; the newest where none is named."""
+    point_config.train.update(steps=4, checkpoint_every=2, keep_last=3)
+    point_config.sampler.update(num_samples=4, frames=0, steps=2)
+    run_directory.write(tmp_path, point_config, (2,))
+    newest = loop.train(point_config, tmp_path, build(point_config, (2,)), point_source, jax.devices()[:1])
+    run = ddpm_jax.load(tmp_path, step=2)
+    assert run.state.step == 2 and newest.step == ddpm_jax.load(tmp_path).state.step == 4
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (run.params, newest.ema[0])), strict=True))
+
+    config, _ = command.resolve("", str(tmp_path), "sample", [("sampler.checkpoint", "2")])
+    jobs.sample(config, tmp_path)
+    (path,) = (tmp_path / "samples").glob("step_00000002_*.npz")
+    assert "checkpoint" not in path.name and json.loads(path.with_suffix(".json").read_text())["checkpoint_step"] == 2
+    config, _ = command.resolve("", str(tmp_path), "eval", [("sampler.checkpoint", "2")])
+    assert bits_per_dimension.conditions_of(restore(tmp_path, config))["checkpoint_step"] == 2
+
+    with pytest.raises(UserError, match="no checkpoint of step 3 in .*: those there are of steps 2, 4"):
+        ddpm_jax.load(tmp_path, step=3)
+    with pytest.raises(UserError, match="A run in Python is one checkpoint.*step="):
+        run.sample(4, checkpoint=4)
+    next((tmp_path / "checkpoints" / "2" / "notes").iterdir()).write_text("{}")
+    with pytest.raises(UserError, match="The checkpoint of step 2 in .* is damaged .*: take another, of step 4"):
+        ddpm_jax.load(tmp_path, step=2)
 
 
 def test_mistakes(workdir, tmp_path):
