@@ -1,4 +1,4 @@
-"""What must be set before JAX starts. Everything here yields to what the user has set."""
+"""What must be set before JAX starts. It yields to what the user has set, but for what would change a run's random numbers."""
 
 import importlib.metadata
 import importlib.util
@@ -15,11 +15,13 @@ from ddpm_jax.terminal import say
 # tried take it, and only where no GPU or TPU plugin, with an XLA of its own, would read it too.
 CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 TRIED_VERSIONS = ("0.10.2", "0.12.0.1")
+NUMBERS = {"JAX_THREEFRY_PARTITIONABLE": "true", "JAX_RANDOM_SEED_OFFSET": "0"}  # as `diffusion.keys` has them
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin", "libtpu")
 
 
 def prepare() -> None:
     """Sets the compilation cache and, on CPU, the convolution flag. Call before the first use of JAX."""
+    os.environ.update({name: value for name, value in NUMBERS.items() if name in os.environ})
     caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     cache = "" if caches.startswith("~") else str(Path(caches) / "ddpm_jax" / "compiled")  # a user without a home has none
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)

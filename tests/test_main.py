@@ -169,3 +169,5 @@ def test_what_is_set_before_jax_starts(monkeypatch):
     mine = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": "/mine", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "9"}
     mine["HOME"] = "/home"
     assert prepared(monkeypatch, mine) == mine
+    numbers = prepared(monkeypatch, mine | {"JAX_THREEFRY_PARTITIONABLE": "0"})  # a run's random numbers are its own
+    assert numbers == mine | {"JAX_THREEFRY_PARTITIONABLE": "true"}

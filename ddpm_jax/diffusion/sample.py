@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.predictions import Denoiser
 from ddpm_jax.diffusion.process import Process, check_times, concrete, prior_sample
 from ddpm_jax.diffusion.samplers import At, Sampler, meter
@@ -24,7 +25,7 @@ class Sampled(NamedTuple):
 
 def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """Keys [B] of the samples of these indices [B] under a seed."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key_of(seed), indices)
 
 
 def noise_keys(keys: jax.Array, i: int | jax.Array, j: int | jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from ddpm_jax.construct import arguments, construct
 from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import VARIANCES, bins, density
+from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
@@ -133,7 +134,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
     def compute(params, batch, places):
         rows = batch["image"]
         denoise = task.denoiser(params, batch["label"] if config.cond.labels else None)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(c.seed), places)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_of(c.seed), places)
         dequantise, probe, noise = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (DEQUANTISE, PROBE, NOISE))
         x = likelihood.dequantise(rows, dequantise) if pixels else rows
         ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import files, plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
+from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.terminal import say
 from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training.progress import Progress, duration
@@ -57,7 +58,7 @@ def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: 
         return
     count = min(examples if len(source.image_shape) == 3 else 2000, source.num_examples)
     batch = source.gather(np.arange(count))
-    keys = jax.random.split(jax.random.key(config.seed), count)
+    keys = jax.random.split(key_of(config.seed), count)
     film = jax.jit(task.noised, static_argnums=2)(batch, keys, config.sampler.frames)
     sampling.write_film(folder, "forward_process", np.asarray(film))
 

@@ -1,6 +1,7 @@
 """A run directory is complete: all that sampling or continuing the run needs lies in it.
 
-config.json        format, the whole config, shape of the images, number of classes, versions of the packages
+config.json        format, the whole config, shape of the images, number of classes, the random numbers' implementation,
+                   versions of the packages
 metrics.jsonl      one JSON object per logged step
 lock               held while a process trains here; who it is
 checkpoints/       orbax, one folder per step
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax import files
 from ddpm_jax.data import Source, Streamed
+from ddpm_jax.diffusion.keys import IMPLEMENTATION
 from ddpm_jax.errors import UserError, first_line, remedy
 from ddpm_jax.terminal import say
 
@@ -110,6 +112,7 @@ def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], 
             "config": configs.flatten(config),
             "image_shape": list(image_shape),
             "num_classes": num_classes,
+            "random": IMPLEMENTATION,
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         files.write_json(workdir / "config.json", content)
@@ -147,8 +150,8 @@ def identity(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int)
     These are the keys and values themselves, not a digest of them. So an error can name what differs, a key that a later
     version adds gets its default in old checkpoints, as in an old config.json, and a key that it renames is migrated there too.
     """
-    shape = list(image_shape)
-    return {"format": FORMAT, "config": configs.fixed(config), "image_shape": shape, "num_classes": num_classes}
+    data = {"image_shape": list(image_shape), "num_classes": num_classes}
+    return {"format": FORMAT, "config": configs.fixed(config), **data, "random": IMPLEMENTATION}
 
 
 def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, step: int, meta: Any):
@@ -175,6 +178,8 @@ def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, 
         )
     differing += [f"image_shape: {shapes[0]!r} -> {shapes[1]!r}"] * (shapes[0] != shapes[1])
     differing += [f"num_classes: {saved['num_classes']!r} -> {num_classes}"] * (len(classes - {0}) > 1)
+    if saved.get("random", IMPLEMENTATION) != IMPLEMENTATION:
+        differing.append(f"random: {saved['random']!r} -> {IMPLEMENTATION!r}")
     if differing:
         raise UserError(
             f"The checkpoint of step {step} in {workdir} was trained with another config than the run has now: "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.training.parallel import AXIS
 from ddpm_jax.training.tasks import Task
@@ -30,7 +31,7 @@ class State(NamedTuple):
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, averages: int) -> State:
     """The state before the first step, with `averages` copies of the parameters to begin the averages with."""
-    params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
+    params = task.init(jax.random.fold_in(key_of(seed), INIT))
     ema = tuple(jax.tree.map(jnp.copy, params) for _ in range(averages))
     return State(jnp.asarray(0), params, optimizer.init(params), ema, jax.tree.map(jnp.copy, task.history))
 
@@ -91,7 +92,7 @@ def make_step(
     def one_step(state: State, data, indices):
         local = indices.shape[0]
         places = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), TRAIN), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(key_of(seed), TRAIN), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         examples = Examples(keys, places, jax.lax.axis_size(AXIS) * local)
         gradients, (losses, levels, seen) = gradient_of(state.params, data, indices, examples, state.history)

@@ -12,6 +12,7 @@ from ddpm_jax import images
 from ddpm_jax.construct import construct, takes
 from ddpm_jax.diffusion.bound import bins, density
 from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, Loss, check_chain
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
@@ -108,7 +109,7 @@ def kernel(config) -> Kernel:
     if config.times.t_min >= float(process.t_max):
         raise ValueError(f"times.t_min={config.times.t_min} leaves no time below t_max = {float(process.t_max):.9g}")
     times = construct(TIMES, _with_t_min(config.times))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    keys = jax.eval_shape(lambda: jax.random.split(key_of(0), 2))
     jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
     _check_variance(config, loss)
     sampler = construct(SAMPLERS, config.sampler)
@@ -274,5 +275,5 @@ def build(
     images, or a guide does not go with it.
     """
     task = TASKS[config.task](config, image_shape, num_classes, guides)
-    jax.eval_shape(task.init, jax.random.key(0))
+    jax.eval_shape(task.init, key_of(0))
     return task

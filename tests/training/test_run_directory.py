@@ -96,8 +96,8 @@ def test_checkpoints_are_bound_to_every_fixed_key():
             check(identity | {"config": identity["config"] | {key: "other"}})
         if configs.flatten(config)[key] == configs.KEYS[key].default:  # a key that a later version brought
             check(identity | {"config": {other: identity["config"][other] for other in identity["config"] if other != key}})
-    with pytest.raises(UserError, match=r"image_shape: \[8, 8, 1\] -> \[8, 16, 1\]; num_classes: 10 -> 3 "):
-        check(identity, (8, 16, 1), 3)
+    with pytest.raises(UserError, match=r"image_shape: \[8, 8, 1\] -> \[8, 16, 1\]; num_classes: 10 -> 3; random: 'rbg' -> "):
+        check(identity | {"random": "rbg"}, (8, 16, 1), 3)
     for strange in (None, [], {"format": 3}, identity | {"config": None}, identity | {"num_classes": []}):
         with pytest.raises(UserError, match="notes of the checkpoint of step 7 in runs/x do not say"):
             check(strange)
