@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm_jax import files
 from ddpm_jax.images import to_uint8
+from ddpm_jax.terminal import shown
 
 GREY = 96  # of the lines between tiles
 LETTERS = 16  # of a row's name, at most
@@ -39,6 +40,7 @@ def _margin(names: Sequence[str], height: int) -> np.ndarray:
     """Names in black on white, evenly from above to below; long ones are cut."""
     from PIL import Image, ImageDraw, ImageFont
 
+    names = [shown(name) for name in names]
     names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
     font, space = ImageFont.load_default(13), 5
     margin = Image.new("RGB", (math.ceil(max(map(font.getlength, names))) + 2 * space, height), "white")

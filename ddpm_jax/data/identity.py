@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.terminal import shown
+
 Identity = dict[str, Any]
 SET = ("set", "classes")  # what two parts of one set have in common
 
@@ -21,6 +23,12 @@ _TOLD, _WIDE = 5, 60  # entries of a list, and characters of an entry, in messag
 def class_names(identity: Identity) -> tuple[str, ...]:
     """By their labels; () where they are not known."""
     return tuple(identity.get("classes", ()))
+
+
+def numbered(names: Sequence[str], limit: int = 20) -> str:
+    """The names with their labels, as they are told; of many the first."""
+    told = [f"{label} {shown(name, _WIDE)}" for label, name in enumerate(names[:limit])]
+    return ", ".join(told + ["..."] * (len(names) > limit))
 
 
 def natural(name: str) -> tuple:
@@ -62,7 +70,7 @@ def differences(then: Identity, now: Identity, keys: Sequence[str] = ()) -> list
     for key in keys or (then | now):
         old, new = (_entries(identity.get(key, ())) for identity in (then, now))
         told = [
-            f"{_plain(key)} {entry}".strip() + f": {old.get(entry, 'none')} -> {new.get(entry, 'none')}"
+            f"{shown(key, _WIDE)} {entry}".strip() + f": {old.get(entry, 'none')} -> {new.get(entry, 'none')}"
             for entry in old | new
             if old.get(entry) != new.get(entry)
         ]
@@ -74,8 +82,4 @@ def _entries(value: Any) -> dict[str, str]:
     """Of a dict, a list or one value: what is shown of each entry, by its key."""
     if not isinstance(value, dict):
         value = dict(enumerate(value)) if isinstance(value, list | tuple) else {"": value}
-    return {_plain(str(key)): f"{entry!r:.{_WIDE}}" for key, entry in value.items()}
-
-
-def _plain(key: str) -> str:
-    return key if key.isalnum() or not key else f"{key!r:.{_WIDE}}"
+    return {shown(key, _WIDE): shown(repr(entry), _WIDE) for key, entry in value.items()}

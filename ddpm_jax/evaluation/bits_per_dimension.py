@@ -1,5 +1,6 @@
 """Bits per dimension of a run on a set of examples: by the probability-flow ODE and by the variational bound."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import files, images
 from ddpm_jax.construct import arguments, construct
 from ddpm_jax.data import SOURCES, Source, Streamed
+from ddpm_jax.data.identity import Identity, digest
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import VARIANCES, bins, density
 from ddpm_jax.diffusion.keys import key_of
@@ -41,7 +43,7 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
     """
     c, devices = run.config.eval, jax.local_devices()
     count = min(c.num_examples or source.num_examples, source.num_examples)
-    conditions = conditions_of(run)
+    conditions = conditions_of(run, source.identity)
     folder = files.folder(run.workdir, "evaluations")
     path = records.path_of(folder, f"bits_per_dimension_step_{int(run.state.step):08}", conditions)
     results = records.open_records(path, conditions)
@@ -82,13 +84,14 @@ def _explained(compute, *args):
         raise UserError(f"The settings of config.eval do not suit the run: {error}.") from error
 
 
-def conditions_of(run: Run) -> dict[str, Any]:
-    """All that an example's result depends on, but for rounding."""
+def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:
+    """All that an example's result depends on, but for rounding. identity: of the data that are evaluated."""
     c, process = run.config.eval, run.process
     data = arguments(SOURCES[run.config.data.name], run.config.data)
     here = ("split", "data_dir", "raw_dir", "path", "memory_limit_mb")
     data = {"name": run.config.data.name, "split": c.split} | {key: data[key] for key in data if key not in here}
     data |= {"given": "label"} if run.config.cond.labels else {}
+    data |= {"content": digest(json.dumps(identity, sort_keys=True).encode())} if identity else {}
     return {
         "checkpoint_step": int(run.state.step),
         "ema_decay": run.config.ema.decays[run.config.sampler.ema],

@@ -21,7 +21,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         raise UserError("--mode=eval of what? Switch an evaluation on: --config.eval.bpd=true, bits per dimension.")
     restored = run.restore(workdir, config)
     source = construct(SOURCES, dict(config.data) | {"split": config.eval.split})
-    run_directory.check_data(workdir, source)
+    run_directory.check_data(workdir, source, whole=False)
     bits_per_dimension.evaluate(restored, source)
 
 

@@ -1,6 +1,7 @@
 """What steers samples besides their noise: labels, and guidance by the model itself or by other runs."""
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax.data import identity
 from ddpm_jax.diffusion.guidance import (
     batched_pair,
     classifier_free,
@@ -102,21 +104,35 @@ def check_labels(config: ConfigDict, num_classes: int) -> None:
         )
 
 
-def labels_of_samples(config: ConfigDict, num_classes: int, guides: Mapping[str, Any]) -> tuple[int, ...]:
-    """What sample i gets the (i mod their number)-th of; () where neither the network nor a classifier asks for labels.
+def labels_of_samples(
+    config: ConfigDict, num_classes: int, guides: Mapping[str, Any], class_names: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """What sample i gets the (i mod their number)-th of, and what these are called, () where that is not known.
 
-    Raises UserError where there are none, or not these.
+    No labels where neither the network nor a classifier asks for them. Raises UserError where there are none, or not these.
     """
     if config.cond.labels:
         check_labels(config, num_classes)
     elif config.guidance.classifier:
-        num_classes = guides["guidance.classifier"].num_classes
+        classifier = guides["guidance.classifier"]
+        num_classes, class_names = classifier.num_classes, class_names or classifier.class_names
     else:
-        return ()
-    unknown = [label for label in config.sampler.labels if label >= num_classes]
-    if unknown:
-        raise UserError(f"config.sampler.labels has {unknown[0]}, but the labels of this run are 0 to {num_classes - 1}.")
-    return config.sampler.labels or tuple(range(num_classes))
+        return (), ()
+    labels = numbers(config.sampler.labels, num_classes, class_names) or tuple(range(num_classes))
+    return labels, tuple(class_names[label] for label in labels) if class_names else ()
+
+
+def numbers(labels: Sequence[int | str], num_classes: int, class_names: Sequence[str]) -> tuple[int, ...]:
+    """Labels that are told as numbers or by the names of their classes. Raises UserError for those that the run has not."""
+    called = {name: label for label, name in enumerate(class_names)}
+    found = [called.get(label, label) for label in labels]
+    for label in found:
+        if isinstance(label, str) or not 0 <= label < num_classes:
+            near = difflib.get_close_matches(str(label), called, 1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            known = f"0 to {num_classes - 1}" + (f" ({identity.numbered(class_names)})" if called else ", and have no names")
+            raise UserError(f"config.sampler.labels has {label!r}, but the labels of this run are {known}.{meant}")
+    return tuple(found)
 
 
 SAME_IMAGES = {"cifar10_raw": "cifar10"}  # data sets by another name
@@ -128,7 +144,12 @@ def _data_of(config: ConfigDict) -> str:
 
 
 def check_guides(
-    guides: Mapping[str, Any], config: ConfigDict, process: Process, image_shape: tuple[int, ...], num_classes: int
+    guides: Mapping[str, Any],
+    config: ConfigDict,
+    process: Process,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    class_names: tuple[str, ...],
 ) -> None:
     """UserError where a run does not go with the one that it is to guide, of this config, process and data."""
     for key, run in guides.items():
@@ -144,6 +165,9 @@ def check_guides(
             differ = f"is of another process ({run.config.process.name}) than the run that it is to guide"
         elif _data_of(run.config) != _data_of(config):
             differ = f"has the data {_data_of(run.config)}, and the run that it is to guide {_data_of(config)}"
+        elif class_names and run.class_names and class_names != run.class_names:
+            others = identity.differences({"classes": run.class_names}, {"classes": class_names})
+            differ = f"has other classes than the run that it is to guide ({'; '.join(others)})"
         elif its_classes != classes and (shown or not classifies or classes):
             differ = f"knows {its_classes or 'no'} classes, and the run that it is to guide {classes or 'none'}"
         else:

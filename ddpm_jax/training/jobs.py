@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import files, plots
 from ddpm_jax.construct import construct
-from ddpm_jax.data import SOURCES, Source, Streamed, steps_per_epoch
+from ddpm_jax.data import SOURCES, Source, Streamed, identity, steps_per_epoch
 from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.terminal import say
 from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
@@ -25,7 +25,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
     source = construct(SOURCES, config.data)
-    task = build(config, source.image_shape, source.num_classes, run.load_guides(config))
+    if source.class_names and source.class_names != tuple(map(str, range(source.num_classes))):
+        say(f"labels: {identity.numbered(source.class_names)}")
+    task = build(config, source.image_shape, source.num_classes, run.load_guides(config), source.class_names)
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
     with run_directory.held(workdir):
         if run_directory.exists(workdir):
@@ -33,7 +35,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             run_directory.check_data(workdir, source)
         else:
             run_directory.check_new(workdir)
-        run_directory.write(workdir, config, source.image_shape, source.num_classes)
+        run_directory.write(workdir, config, source.image_shape, source.num_classes, source.identity)
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
@@ -93,7 +95,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     }
     name = sampling.sample_name(config, int(state.step))
     picture = inpainting.picture(given, drawn.x) if given else None
-    paths = sampling.write_samples(files.folder(workdir, "samples"), name, drawn, facts, task.labels, picture)
+    paths = sampling.write_samples(files.folder(workdir, "samples"), name, drawn, facts, task.labels, task.label_names, picture)
     say(
         f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote",
         *(f"  {path}" for path in paths),

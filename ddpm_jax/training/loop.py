@@ -124,7 +124,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
 
     def draw_grid():
         """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
-        grid = signals.unless_asked(lambda: plots.picture(draw(state.ema[config.sampler.ema]).x, kinds=len(task.labels)))
+        shown = partial(plots.picture, kinds=len(task.labels), names=task.label_names)
+        grid = signals.unless_asked(lambda: shown(draw(state.ema[config.sampler.ema]).x))
         if grid is not None:
             log.grid(step, grid)
             try:

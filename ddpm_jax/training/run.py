@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
+from ddpm_jax.data import identity
 from ddpm_jax.diffusion.edit import noised
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
 from ddpm_jax.errors import UserError
 from ddpm_jax.images import checked
-from ddpm_jax.training import checkpoints, inpainting, parallel, run_directory, sampling
+from ddpm_jax.training import checkpoints, guided, inpainting, parallel, run_directory, sampling
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
@@ -44,6 +45,7 @@ class Run:
     state: State
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict)  # samplers, by the config they are made from
     guides: dict[str, Any] = dataclasses.field(default_factory=dict)  # other runs, by their directories
+    class_names: tuple[str, ...] = ()  # by their labels; () where they are not known
 
     def __repr__(self) -> str:
         """One line: where it lies, what it is of, and how far it was trained."""
@@ -76,6 +78,8 @@ class Run:
         if not self.config.cond.labels:
             raise UserError(f"The run in {self.workdir} is not conditional: take `denoise`, or a run of the variant cond.")
         known, end = np.asarray(labels), self.num_classes
+        if known.dtype.kind == "U" and self.class_names:
+            known = np.reshape(guided.numbers(np.ravel(known).tolist(), end, self.class_names), known.shape)
         if known.dtype.kind not in "iu" or known.ndim > 1 or not np.all((known >= 0) & (known < end)):
             raise UserError(f"labels must be whole numbers from 0 to {end - 1}, one or a vector, found {labels!r}.")
         return lambda x, t: self.task.denoiser(self.params, jnp.broadcast_to(known, len(x)))(x, t)
@@ -85,9 +89,9 @@ class Run:
 
         Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
         ema=1 takes the second of config.ema.decays. Of a conditional run, labels=3 or labels=[0, 1, 2] gives sample i the label
-        labels[i mod their number]. guidance=2.0 overrides guidance.scale, guidance={"scale": 2.0, "rescale": 0.7} more of
-        config.guidance. The same overrides give the same samples. Raises UserError for an override that is not accepted or
-        does not apply.
+        labels[i mod their number]; labels="cat" or ["cat", "dog"] are of `class_names`. guidance=2.0 overrides guidance.scale,
+        guidance={"scale": 2.0, "rescale": 0.7} more of config.guidance. The same overrides give the same samples. Raises
+        UserError for an override that is not accepted or does not apply.
         """
         return self.draw(count, **sampler).x
 
@@ -149,7 +153,7 @@ class Run:
         the time to noise them to; invertible: what is done can be undone; up: upwards, from images to noises."""
         config = self._overridden(count, told, "inpaint" if given else "sampler", INVERTIBLE if invertible else {})
         devices = jax.local_devices()
-        task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides))
+        task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides), self.class_names)
         if given or start is not None:
             inpainting.check_labels(config, task)
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
@@ -240,8 +244,9 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
 
     config.sampler.checkpoint: the step, or 0.
     """
-    _, image_shape, num_classes = run_directory.read(workdir)
-    task = build(config, image_shape, num_classes, load_guides(config))
+    _, image_shape, num_classes, data = run_directory.read(workdir)
+    class_names = identity.class_names(data)
+    task = build(config, image_shape, num_classes, load_guides(config), class_names)
     optimizer = construct(OPTIMIZERS, config.optim)
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
 
@@ -258,4 +263,4 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")
-    return Run(workdir, config, image_shape, num_classes, task, restored[1])
+    return Run(workdir, config, image_shape, num_classes, task, restored[1], class_names=class_names)

@@ -1,7 +1,7 @@
 """A run directory is complete: all that sampling or continuing the run needs lies in it.
 
-config.json        format, the whole config, shape of the images, number of classes, the random numbers' implementation,
-                   versions of the packages
+config.json        format, the whole config, shape of the images, number of classes, which data they are, the random numbers'
+                   implementation, versions of the packages
 metrics.jsonl      one JSON object per logged step
 lock               held while a process trains here; who it is
 checkpoints/       orbax, one folder per step
@@ -19,18 +19,19 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax import files
 from ddpm_jax.data import Source, Streamed
+from ddpm_jax.data import identity as data_identity
 from ddpm_jax.diffusion.keys import IMPLEMENTATION
 from ddpm_jax.errors import UserError, first_line, remedy
 from ddpm_jax.terminal import say
 
-FORMAT = 3
+FORMAT = 4
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
 
 
@@ -45,7 +46,22 @@ def _number_of_classes(content):
     return content | {"num_classes": 0}
 
 
-MIGRATIONS = {1: _several_averages, 2: _number_of_classes}  # by format: what config.json holds -> the same in the next format
+def _data(content):
+    """Format 3 did not tell which data they were."""
+    return content | {"data": {}}
+
+
+# By format: what config.json holds -> the same in the next format.
+MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data}
+
+
+class Saved(NamedTuple):
+    """What config.json tells: the config, laid over today's defaults; num_classes and data, 0 and {} where not known."""
+
+    config: ConfigDict
+    image_shape: tuple[int, ...]
+    num_classes: int
+    data: data_identity.Identity
 
 
 def _migrated(content):
@@ -60,11 +76,8 @@ def exists(workdir: Path) -> bool:
     return (workdir / "config.json").is_file()
 
 
-def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
-    """The run's config, laid over today's defaults, its image shape and number of classes (0: not known).
-
-    Raises UserError where there is no readable run.
-    """
+def read(workdir: Path) -> Saved:
+    """What a run's config.json tells. Raises UserError where there is no readable run."""
     path = workdir / "config.json"
     files.check_real(workdir)
     try:
@@ -77,6 +90,7 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
             raise ValueError(f"image_shape is {list(image_shape)}")
         if not (type(num_classes) is int and 0 <= num_classes < 2**31):
             raise ValueError(f"num_classes is {num_classes}")
+        data = data_identity.check(content["data"], num_classes) if version == FORMAT else {}
     except files.Missing:
         raise UserError(
             f"There is no run in {workdir} (no config.json). Train one with --config=configs/digits.py --workdir={workdir}, "
@@ -99,10 +113,16 @@ def read(workdir: Path) -> tuple[ConfigDict, tuple[int, int, int], int]:
         configs.validate(config)
     except UserError as error:
         raise UserError(f"{path} holds a config that this code does not take: {error}") from error
-    return config, image_shape, num_classes
+    return Saved(config, image_shape, num_classes, data)
 
 
-def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int = 0) -> None:
+def write(
+    workdir: Path,
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+    num_classes: int = 0,
+    data: data_identity.Identity | None = None,
+) -> None:
     """Creates the directory's folders and writes config.json, whole or not at all."""
     try:
         for name in ("checkpoints", "samples"):
@@ -113,6 +133,7 @@ def write(workdir: Path, config: ConfigDict, image_shape: tuple[int, int, int], 
             "image_shape": list(image_shape),
             "num_classes": num_classes,
             "random": IMPLEMENTATION,
+            "data": data or {},
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         files.write_json(workdir / "config.json", content)
@@ -188,16 +209,34 @@ def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, 
         )
 
 
-def check_data(workdir: Path, source: Source | Streamed) -> None:
-    """Raises UserError where the data's images have another shape than the run's, or other classes."""
-    _, image_shape, num_classes = read(workdir)
-    if source.image_shape != image_shape:
-        differ = f"images of {list(image_shape)} and the data are now {list(source.image_shape)}"
-    elif num_classes not in (0, source.num_classes):
-        differ = f"{num_classes} classes and the data now {source.num_classes}"
+def check_data(workdir: Path, source: Source | Streamed, *, whole: bool = True) -> None:
+    """Raises UserError where the data are not those of the run.
+
+    whole: they must be those that it was trained on; otherwise another part of the same set, with the same classes, will do.
+    A run of before, that does not know which data it has, is asked for the shape of images and the number of classes alone.
+    """
+    saved, keys = read(workdir), () if whole else data_identity.SET
+    if source.image_shape != saved.image_shape:
+        differ = f"has images of {list(saved.image_shape)} and the data are now {list(source.image_shape)}"
+    elif saved.data and source.identity and (others := data_identity.differences(saved.data, source.identity, keys)):
+        differ = f"was trained on other data: {'; '.join(others)} (there -> here)"
+    elif saved.num_classes not in (0, source.num_classes):
+        differ = f"has {saved.num_classes} classes and the data now {source.num_classes}"
+    elif not saved.data and _numbered_anew(saved.config, source.class_names):
+        raise UserError(
+            f"The run in {workdir} is of a time when class folders were numbered in the order 1, 10, 2; now it is 1, 2, 10, "
+            "and its labels would be those of other classes. To continue it, let the names of the folders begin with the "
+            "labels that it knows, as 00_1, 01_10, 02_2; for a new run give another --workdir."
+        )
     else:
         return
-    raise UserError(f"The run in {workdir} has {differ}. Bring the same data back, or give another --workdir.")
+    raise UserError(f"The run in {workdir} {differ}. Bring the same data back, or give another --workdir.")
+
+
+def _numbered_anew(config: ConfigDict, names: tuple[str, ...]) -> bool:
+    """Whether labels that the run uses were those of other class folders in format 3."""
+    used = config.cond.labels or config.task == "classifier"
+    return used and config.data.name == "folder" and list(names) != sorted(names)
 
 
 @contextlib.contextmanager

@@ -96,21 +96,22 @@ def write_samples(
     drawn: Sampled,
     facts: dict[str, Any],
     labels: tuple[int, ...] = (),
+    names: tuple[str, ...] = (),
     picture: np.ndarray | None = None,
 ) -> list[Path]:
     """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
 
     All of these files appear, or none. The last is NAME.json, which names the others as `files`. Returns their paths.
 
-    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, and `labels`, int32 [N],
-    beside the samples. picture: in place of that of the samples. Of the frames, where there are any: NAME_trajectory.gif and
-    NAME_trajectory.png.
+    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, with its name of `names`,
+    and `labels`, int32 [N], beside the samples. picture: in place of that of the samples. Of the frames, where there are any:
+    NAME_trajectory.gif and NAME_trajectory.png.
     """
     samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
     paths = [folder / f"{name}.png", folder / f"{name}.npz"]
     given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
     with files.together() as opens:
-        plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels)) if picture is None else picture, opens)
+        plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels), names=names) if picture is None else picture, opens)
         with opens(paths[1]) as file:
             np.savez_compressed(file, samples=samples, **given)
         if drawn.frames is not None:

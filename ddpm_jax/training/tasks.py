@@ -66,7 +66,8 @@ class Task(NamedTuple):
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
     process, and denoiser(params, labels, process) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a
     conditional network; None: the null label.
-    labels: those that samples get in turn, sample i labels[i mod len(labels)]; () where nothing asks for labels.
+    labels: those that samples get in turn, sample i labels[i mod len(labels)]; () where nothing asks for labels. label_names:
+    what they are called, or ().
     log_prob(params, x, t, labels [B], process) -> [B], of a classifier: log p(label | x at t).
     """
 
@@ -81,6 +82,7 @@ class Task(NamedTuple):
     history: Any = ()
     remember: Callable = lambda history, seen: ()  # noqa: ARG005
     labels: tuple[int, ...] = ()
+    label_names: tuple[str, ...] = ()
     log_prob: Callable | None = None
 
 
@@ -143,7 +145,9 @@ def _with_t_min(section):
     return dict(section) | {"t_min": section.t_min or None}
 
 
-def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guides: Mapping[str, Any]) -> Task:
+def diffusion(
+    config, image_shape: tuple[int, int, int], num_classes: int, guides: Mapping[str, Any], class_names: tuple[str, ...]
+) -> Task:
     """A network that predicts the noise in images (or what it follows from) at every level of it.
 
     With cond.labels it is shown their labels, in training the null label in place of a share cond.dropout of them: so it is the
@@ -152,8 +156,8 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
     process, prediction, objective, times, sampler, grid = kernel(config)
     learned_variance = bool(objective.learns)
     classes = num_classes if config.cond.labels else 0
-    guided.check_guides(guides, config, process, image_shape, num_classes)
-    labels_of_samples = guided.labels_of_samples(config, num_classes, guides)
+    guided.check_guides(guides, config, process, image_shape, num_classes, class_names)
+    labels_of_samples, label_names = guided.labels_of_samples(config, num_classes, guides, class_names)
     network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance, "num_classes": classes})
     noisy = _training_noise(config, process, times, image_shape)
     last = config.sampler.last
@@ -193,10 +197,11 @@ def diffusion(config, image_shape: tuple[int, int, int], num_classes: int, guide
 
     knobs = Knobs(sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides))
     shared = _on_its_way(process, times, image_shape)
-    return Task(init, loss, draw, knobs, process=process, denoiser=denoiser, labels=labels_of_samples, **shared)
+    shared |= {"labels": labels_of_samples, "label_names": label_names}
+    return Task(init, loss, draw, knobs, process=process, denoiser=denoiser, **shared)
 
 
-def classifier(config, image_shape: tuple[int, int, int], num_classes: int, guides: Mapping[str, Any]) -> Task:  # noqa: ARG001
+def classifier(config, image_shape: tuple[int, int, int], num_classes: int, *_) -> Task:
     """A network that tells the labels of images at every level of noise, to guide the samples of a run on the same process.
 
     Its loss is the cross-entropy, in nats (Dhariwal & Nichol 2021, section 4). It is shown x as the prediction type shows it.
@@ -267,13 +272,17 @@ TASKS: dict[str, Callable[..., Task]] = {"diffusion": diffusion, "classifier": c
 
 
 def build(
-    config, image_shape: tuple[int, int, int], num_classes: int = 0, guides: Mapping[str, Any] = types.MappingProxyType({})
+    config,
+    image_shape: tuple[int, int, int],
+    num_classes: int = 0,
+    guides: Mapping[str, Any] = types.MappingProxyType({}),
+    class_names: tuple[str, ...] = (),
 ) -> Task:
     """The config's task for images of this shape, labelled 0 .. num_classes - 1 (0: not known).
 
-    guides: the runs (`run.Run`) that config.GUIDES name, by their keys. Raises UserError where the network does not take the
-    images, or a guide does not go with it.
+    guides: the runs (`run.Run`) that config.GUIDES name, by their keys. class_names: of the labels; (): not known. Raises
+    UserError where the network does not take the images, or a guide does not go with it.
     """
-    task = TASKS[config.task](config, image_shape, num_classes, guides)
+    task = TASKS[config.task](config, image_shape, num_classes, guides, class_names)
     jax.eval_shape(task.init, key_of(0))
     return task

@@ -1,6 +1,8 @@
 """Labels and guidance, from the loss to the samples."""
 
+import dataclasses
 import shutil
+from functools import partial
 
 import chex
 import jax
@@ -19,7 +21,7 @@ from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import loop, run_directory
+from ddpm_jax.training import guided, loop, run_directory
 from ddpm_jax.training.run import load_guides
 from ddpm_jax.training.tasks import build
 
@@ -104,6 +106,44 @@ def test_a_sample_depends_on_its_label_not_on_those_of_others(sampler, run):
         assert (np.abs(other[i] - in_turn[i]).max() > 1e-3) == (i != 2)
     np.testing.assert_allclose(run.sample(3, labels=np.array([2, 1, 2]))[2], in_turn[2], atol=1e-5)
     np.testing.assert_allclose(run.sample(3, labels=1)[1], in_turn[1], atol=1e-5)
+
+
+NAMES = ("ant", "bee", "cat")
+
+
+def test_labels_are_called_by_the_names_of_classes(config):
+    guides = {}
+    assert guided.labels_of_samples(config, 3, guides, NAMES) == ((0, 1, 2), NAMES)
+    config.sampler.labels = (2, 0, 2)
+    assert guided.labels_of_samples(config, 3, guides, NAMES) == ((2, 0, 2), ("cat", "ant", "cat"))
+    assert guided.labels_of_samples(config, 3, guides, ()) == ((2, 0, 2), ())
+    assert guided.numbers(["cat", 1, "ant"], 3, NAMES) == (2, 1, 0)
+    assert guided.numbers(["1", 1], 2, ["1", "2"]) == (0, 1)  # a word is a name, a number a label
+    for label, names, told in [
+        ("dog", NAMES, r"has 'dog'.* 0 to 2 \(0 ant, 1 bee, 2 cat\)"),
+        ("kat", NAMES, "Did you mean cat"),
+        (3, NAMES, "has 3.*0 to 2"),
+        ("cat", (), "0 to 2, and have no names"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            guided.numbers([label], 3, names)
+
+
+def test_a_denoiser_of_a_class_by_its_name(run):
+    x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.asarray(0.5)
+    named = dataclasses.replace(run, class_names=NAMES)
+    np.testing.assert_array_equal(named.denoiser(["cat", "ant", "bee"])(x, t).eps, run.denoiser([2, 0, 1])(x, t).eps)
+    np.testing.assert_array_equal(named.denoiser("bee")(x, t).eps, run.denoiser(1)(x, t).eps)
+
+
+def test_a_guide_has_the_same_classes(run):
+    """The names of classes tell two folders apart; a run that does not know them is taken at its word."""
+    config = run.config.copy_and_resolve_references()
+    check = partial(guided.check_guides, config=config, process=run.process, image_shape=(2,), num_classes=3)
+    for own, its in [(NAMES, NAMES), (NAMES, ()), ((), NAMES)]:
+        check({"guidance.weak": dataclasses.replace(run, class_names=its)}, class_names=own)
+    with pytest.raises(UserError, match="has other classes than the run that it is to guide .classes 1: 'bee' -> 'bat'"):
+        check({"guidance.weak": dataclasses.replace(run, class_names=NAMES)}, class_names=("ant", "bat", "cat"))
 
 
 def by_hand(run, denoise, labels):
@@ -244,7 +284,7 @@ def test_mistakes(run, config, point_source, trained):
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_a_likelihood_is_that_of_the_example_given_its_label(solver, run):
     run.config.eval.update(bpd=True, steps=3, solver="rk4", bound_terms=2)
-    assert bits_per_dimension.conditions_of(run)["data"]["given"] == "label"
+    assert bits_per_dimension.conditions_of(run, {})["data"]["given"] == "label"
     run.config.eval.solver = solver
     compute = jax.jit(bits_per_dimension.make_compute(run.task, run.config, (2,)))
     image, places = jnp.ones((2, 2)), jnp.arange(2)

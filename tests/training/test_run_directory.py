@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import variants
 from ddpm_jax.construct import construct
-from ddpm_jax.data import SOURCES
+from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, loop, run_directory
 from ddpm_jax.training.tasks import build
@@ -25,7 +26,7 @@ def test_round_trip(tmp_path):
     config.optim.learning_rate = 1.1e-4
     run_directory.write(tmp_path / "run", config, (28, 28, 1), 10)
     read, *rest = run_directory.read(tmp_path / "run")
-    assert configs.flatten(read) == configs.flatten(config) and rest == [(28, 28, 1), 10]
+    assert configs.flatten(read) == configs.flatten(config) and rest == [(28, 28, 1), 10, {}]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints", "samples"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["versions"]["jax"]
 
@@ -59,10 +60,58 @@ def test_what_is_no_run(tmp_path, text, words):
 
 def test_another_format_is_refused(tmp_path):
     run_directory.write(tmp_path, configs.base(), (8, 8, 1))
-    text = (tmp_path / "config.json").read_text().replace('"format": 3', '"format": 99')
+    text = (tmp_path / "config.json").read_text().replace('"format": 4', '"format": 99')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="format 99.*formats up to 3"):
+    with pytest.raises(UserError, match="format 99.*formats up to 4"):
         run_directory.read(tmp_path)
+
+
+IDENTITY = {"set": "folder", "files": {"cat": "2 files, digest 1", "dog": "1 files, digest 2"}, "classes": ["cat", "dog"]}
+
+
+def source(identity, classes=2):
+    return Source({"image": np.zeros((3, 8, 8, 1), np.uint8), "label": np.zeros(3, np.int32)}, classes, identity)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"classes": ["dog", "kat"]}, "classes 0: 'cat' -> 'dog'; classes 1: 'dog' -> 'kat' (there -> here)"),
+        ({"classes": ["cat", "dog", "eel"]}, "classes 2: none -> 'eel'"),
+        ({"files": IDENTITY["files"] | {"dog": "1 files, digest 3"}}, "files dog: '1 files, digest 2' -> '1 files, digest 3'"),
+        ({"set": "mnist/3.0.1"}, "set: 'folder' -> 'mnist/3.0.1'"),
+        ({"split": "train\33"}, "split: none -> 'train\\x1b'"),
+        ({"classes": [str(i) for i in range(99)]}, "and 94 more classes"),
+    ],
+)
+def test_other_data_are_refused(tmp_path, change, told):
+    """A run continues with the data that it was trained on; it is evaluated on those of the same set and classes."""
+    run_directory.write(tmp_path, configs.base(), (8, 8, 1), 2, IDENTITY)
+    run_directory.check_data(tmp_path, source(IDENTITY))
+    with pytest.raises(UserError) as error:
+        run_directory.check_data(tmp_path, source(IDENTITY | change))
+    assert told in str(error.value) and "Bring the same data back" in str(error.value)
+    if not {"set", "classes"} & {*change}:
+        run_directory.check_data(tmp_path, source(IDENTITY | change), whole=False)
+    else:
+        with pytest.raises(UserError, match="there -> here"):
+            run_directory.check_data(tmp_path, source(IDENTITY | change), whole=False)
+
+
+def test_old_runs_keep_the_labels_that_they_know(tmp_path):
+    """Class folders had another order. Where that matters the run is refused."""
+    config = configs.base()
+    config.data.name = "folder"
+    natural, both = ({"set": "folder", "classes": names} for names in (["1", "2", "10"], ["00_1", "01_10", "02_2"]))
+    run_directory.write(tmp_path, config, (8, 8, 1), 3)  # as a run of before, that knows nothing of its data
+    run_directory.check_data(tmp_path, source(natural, 3))
+    config.cond.labels = True
+    run_directory.write(tmp_path, config, (8, 8, 1), 3)
+    run_directory.check_data(tmp_path, source(both, 3))
+    with pytest.raises(UserError, match="in the order 1, 10, 2; now it is 1, 2, 10.*as 00_1, 01_10"):
+        run_directory.check_data(tmp_path, source(natural, 3))
+    run_directory.write(tmp_path, config, (8, 8, 1), 3, natural)
+    run_directory.check_data(tmp_path, source(natural, 3))
 
 
 def test_agreement(tmp_path):
@@ -146,6 +195,10 @@ STRANGE = {
         ({"optim.learning_rate": float("nan")}, "learning_rate takes a float"), ([["a", 1]], "cannot be read"),
     ],
     "num_classes": [("3", "cannot be read"), (-1, "cannot be read"), (None, "cannot be read"), (True, "cannot be read")],
+    "data": [
+        (None, "cannot be read"), ([], "cannot be read"), ({"classes": "cat"}, "cannot be read"),
+        ({"classes": [1]}, "cannot be read"), ({"classes": ["cat"]}, "1 names for 0 classes"),
+    ],
     "format": [("1", "has format"), (None, "has format"), ({"a": []}, "has format")],
 }  # fmt: skip
 
