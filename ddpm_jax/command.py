@@ -1,15 +1,17 @@
 """From the words of the command line to a config and a run directory."""
 
+import ast
 import os
 import runpy
 import traceback
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax import variants
+from ddpm_jax.construct import AUTO
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import run_directory
 
@@ -41,7 +43,7 @@ def split(words: list[str]) -> tuple[list[str], list[Override], bool]:
         name, equals, value = word.lstrip("-").partition("=")
         prefix, _, key = name.partition(".")
         key = key.removeprefix("guidance.") if key.startswith("guidance.inpaint.") else key
-        is_bool = key in configs.KEYS and isinstance(configs.KEYS[key].default, bool)
+        is_bool = key in configs.KEYS and configs.KEYS[key].type is bool
         if word in HELP:
             wants_help = True
         elif word.startswith("-") and name.startswith("config."):
@@ -145,16 +147,25 @@ def apply_override(config: ConfigDict, key: str, text: str | None) -> None:
     configs.check_complete(config)
     if text is None:
         raise UserError(f"config.{key} takes {configs.kind(key)}, found no value: write --config.{key}=<value>.")
-    if text == "" and isinstance(configs.KEYS[key].default, tuple):
-        text = "()"
-    values = flags.FlagValues()
-    argv = ["", f"--config.{key}={text}"]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
+        value = configs.cast(key, _parsed(text, configs.KEYS[key]))
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: Python's parser
         raise UserError(f"config.{key} takes {configs.kind(key)}, found {text!r}.") from error
-    configs.check_value(key, configs.flatten(config)[key], found=text)
+    configs.check_value(key, value, found=text)
+    section, _, leaf = key.rpartition(".")
+    (config[section] if section else config)[leaf] = value
+
+
+def _parsed(text, key):
+    """What the text says of a key: a number, a word, or a tuple with or without brackets."""
+    if key.type is str or text == key.default == AUTO:
+        return text
+    if key.type is bool:
+        return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}.get(text.lower(), text)
+    if key.type is tuple:
+        value = ast.literal_eval(text or "()")
+        return value if isinstance(value, tuple | list) else (value,)
+    return float(text) if key.type is float else ast.literal_eval(text)
 
 
 def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
@@ -175,8 +186,15 @@ def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
     values = configs.flatten(config)
     for key, entry in configs.KEYS.items():
         typed = ",".join(map(str, values[key])) if isinstance(values[key], tuple) else values[key]
-        lines += [f"  --config.{key}={typed}", f"        {entry.help}; {configs.kind(key)}"]
+        lines += [f"  --config.{key}={typed}", f"        {entry.help}; {configs.kind(key)}{_taken_by(key)}"]
     return "\n".join(lines)
+
+
+def _taken_by(key):
+    """Of a key that some choices take, which; and for AUTO what stands for it."""
+    takers, auto = configs.takers(key), configs.KEYS[key].default == AUTO
+    names = [f"{name} (auto: {own})" if auto and own is not None else name for name, own in takers.items()]
+    return f"; taken by {configs.chooser(key)}={', '.join(names)}" if names else ""
 
 
 def _configs_here() -> str:

@@ -1,12 +1,14 @@
 """The config: every key with its default, its meaning and what it accepts; the validator."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+import yaml
+from ml_collections import ConfigDict, FieldReference
 
-from ddpm_jax.construct import takes
+from ddpm_jax.construct import AUTO, own_default, takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.inverse import INPAINTING
@@ -31,11 +33,23 @@ class Key(NamedTuple):
     """A key's default (int, float, bool, str or tuple; its type is the key's type), meaning, and accepted values.
 
     accepts: names to choose from, or (predicate, its words); for a tuple it speaks of each element. None: any of the type.
+    A key whose constructors have defaults of their own has the default AUTO, which leaves them to these. `explicit` is then the
+    type of the other values.
     """
 
     default: Any
     help: str
     accepts: Iterable[str] | tuple[Callable, str] | None = None
+    explicit: type = str
+
+    @property
+    def type(self) -> type:
+        return self.explicit if self.default == AUTO else type(self.default)
+
+    @property
+    def element(self) -> type:
+        """The type of a tuple's elements, which are ints where the default is empty; or that of the key."""
+        return type((*self.default, 0)[0]) if self.type is tuple else self.type
 
 
 POSITIVE = (lambda value: 0 < value < 2**31, "greater than 0 and below 2^31")
@@ -48,21 +62,22 @@ UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_TWO = (lambda value: 2 <= value < 2**31, "from 2 on")
 EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
+FOLDER = (lambda value: value != AUTO, "that is not auto (./auto is a folder)")
 
 KEYS: dict[str, Key] = {
     "task": Key("diffusion", "what is trained", TASKS),
     "seed": Key(0, "of parameters, batches, training noise", SEED),
     "data.name": Key("digits", "the data set; any other name: that set of tensorflow-datasets", SOURCES),
     "data.split": Key("train", "the part of it that is trained on"),
-    "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets"),
-    "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW"),
+    "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets", FOLDER),
+    "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW", FOLDER),
     "data.memory_limit_mb": Key(2048, "MiB of decoded images above which a set is read as needed; 0: always", NOT_NEGATIVE),
-    "data.path": Key("", "folder: the images, sub-folders as labels"),
-    "data.image_size": Key(64, "folder: height and width after resizing and centre-cropping", POSITIVE),
-    "data.channels": Key("auto", "folder: of all images; auto: they must be of one kind", ("auto", "grey", "rgb")),
-    "data.pattern": Key("moons", "toy2d: the distribution", toy2d.PATTERNS),
-    "data.num_examples": Key(50_000, "toy2d: how many points", POSITIVE),
-    "data.seed": Key(0, "toy2d: of the points", SEED),
+    "data.path": Key("", "the images, sub-folders as labels"),
+    "data.image_size": Key(64, "height and width after resizing and centre-cropping", POSITIVE),
+    "data.channels": Key(AUTO, "of all images; auto: they must be of one kind", ("grey", "rgb")),
+    "data.pattern": Key("moons", "the distribution", toy2d.PATTERNS),
+    "data.num_examples": Key(50_000, "how many points", POSITIVE),
+    "data.seed": Key(0, "of the points", SEED),
     "data.flip": Key(False, "mirror images left to right at random"),
     "cond.labels": Key(False, "the network is shown the labels of the data"),
     "cond.dropout": Key(0.1, "share of the training examples that have the null label, of the unconditional model", BELOW_ONE),
@@ -74,53 +89,53 @@ KEYS: dict[str, Key] = {
     "network.heads": Key(1, "attention heads", POSITIVE),
     "network.groups": Key(32, "groups of GroupNorm, at most: one of a single channel forgets the time added to it", POSITIVE),
     "network.dropout": Key(0.0, "dropout rate in training", BELOW_ONE),
-    "network.scale_shift_norm": Key(False, "unet: time scales and shifts the normalised features instead of adding to them"),
-    "network.residual_resample": Key(False, "unet: residual blocks between levels instead of convolutions"),
-    "network.head_channels": Key(0, "unet: channels of one attention head; 0: `heads` heads everywhere", NOT_NEGATIVE),
-    "network.time_embedding": Key("sinusoidal", "unet: of time; fourier: for log sigma (ve, edm)", ("sinusoidal", "fourier")),
-    "network.fourier_scale": Key(16.0, "unet: standard deviation of the Fourier features' frequencies", POSITIVE),
-    "network.skip_rescale": Key(False, "unet: residual sums divided by the square root of 2"),
-    "network.resampling": Key("box", "unet: images are halved and doubled by averages or the filter 1, 3, 3, 1", RESAMPLING),
-    "network.resample_projection": Key(False, "unet: residual blocks between levels project their input (1x1 convolution)"),
-    "network.progressive_input": Key(False, "unet: the image is halved too, and added to the features of every level"),
-    "network.single_up_attention": Key(False, "unet: on the way up, attention after a level's last block only"),
+    "network.scale_shift_norm": Key(False, "time scales and shifts the normalised features instead of adding to them"),
+    "network.residual_resample": Key(False, "residual blocks between levels instead of convolutions"),
+    "network.head_channels": Key(0, "channels of one attention head; 0: `heads` heads everywhere", NOT_NEGATIVE),
+    "network.time_embedding": Key("sinusoidal", "of time; fourier: for log sigma (ve, edm)", ("sinusoidal", "fourier")),
+    "network.fourier_scale": Key(16.0, "standard deviation of the Fourier features' frequencies", POSITIVE),
+    "network.skip_rescale": Key(False, "residual sums divided by the square root of 2"),
+    "network.resampling": Key("box", "images are halved and doubled by averages or the filter 1, 3, 3, 1", RESAMPLING),
+    "network.resample_projection": Key(False, "residual blocks between levels project their input (1x1 convolution)"),
+    "network.progressive_input": Key(False, "the image is halved too, and added to the features of every level"),
+    "network.single_up_attention": Key(False, "on the way up, attention after a level's last block only"),
     "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
     "process.name": Key("linear", "the noising process", PROCESSES),
-    "process.steps": Key(1000, "T of a beta table, levels of ncsn", POSITIVE),
-    "process.beta_start": Key(0.0, "first beta; 0: as in the table's paper", NOT_NEGATIVE),
-    "process.beta_end": Key(0.0, "last beta; 0: as in the table's paper", NOT_NEGATIVE),
-    "process.rescale": Key(False, "linear: betas times 1000 / T (improved diffusion), not as they are (Ho et al.)"),
-    "process.offset": Key(0.008, "cosine: the s of its formula", NOT_NEGATIVE),
-    "process.beta_limit": Key(0.999, "cosine: no beta above it", BELOW_ONE),
-    "process.low": Key(-3.0, "sigmoid_alpha_bar: where its logistic curve begins", FINITE),
-    "process.high": Key(3.0, "sigmoid_alpha_bar: where it ends", FINITE),
-    "process.tau": Key(1.0, "sigmoid_alpha_bar: its temperature", POSITIVE),
-    "process.zero_terminal_snr": Key(False, "tables: shifted so that no signal is left at the end (Lin et al. 2024)"),
-    "process.beta_min": Key(0.1, "vp, sub_vp: beta(0)", POSITIVE),
-    "process.beta_max": Key(20.0, "vp, sub_vp: beta(1)", POSITIVE),
-    "process.log_snr_limit": Key(20.0, "continuous_cosine: log-SNR at t = 0", POSITIVE),
-    "process.sigma_min": Key(0.0, "ve, ncsn, edm: least noise; 0: as in the process's paper", NOT_NEGATIVE),
-    "process.sigma_max": Key(0.0, "ve, ncsn, edm: most noise; 0: as in the process's paper", NOT_NEGATIVE),
-    "process.t_max": Key(1 - 1e-5, "rectified_flow: the last time", UNIT),
-    "process.ratio_max": Key(160.0, "trig_flow: sigma / alpha at the last time", POSITIVE),
+    "process.steps": Key(AUTO, "T of a beta table, levels of ncsn", POSITIVE, int),
+    "process.beta_start": Key(AUTO, "first beta", POSITIVE, float),
+    "process.beta_end": Key(AUTO, "last beta", POSITIVE, float),
+    "process.rescale": Key(AUTO, "betas times 1000 / T (improved diffusion), not as they are (Ho et al.)", explicit=bool),
+    "process.offset": Key(AUTO, "the s of its formula", NOT_NEGATIVE, float),
+    "process.beta_limit": Key(AUTO, "no beta above it", BELOW_ONE, float),
+    "process.low": Key(AUTO, "where its logistic curve begins", FINITE, float),
+    "process.high": Key(AUTO, "where it ends", FINITE, float),
+    "process.tau": Key(AUTO, "its temperature", POSITIVE, float),
+    "process.zero_terminal_snr": Key(AUTO, "shifted so that no signal is left at the end (Lin et al. 2024)", explicit=bool),
+    "process.beta_min": Key(AUTO, "beta(0)", POSITIVE, float),
+    "process.beta_max": Key(AUTO, "beta(1)", POSITIVE, float),
+    "process.log_snr_limit": Key(AUTO, "log-SNR at t = 0", POSITIVE, float),
+    "process.sigma_min": Key(AUTO, "least noise", POSITIVE, float),
+    "process.sigma_max": Key(AUTO, "most noise", POSITIVE, float),
+    "process.t_max": Key(AUTO, "the last time", UNIT, float),
+    "process.ratio_max": Key(AUTO, "sigma / alpha at the last time", POSITIVE, float),
     "prediction.name": Key("eps", "what the network predicts", PREDICTIONS),
-    "prediction.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
+    "prediction.sigma_data": Key(AUTO, "standard deviation of the data", POSITIVE, float),
     "loss.name": Key("denoising", "denoising; hybrid: with the variance learned by the bound; vlb: the bound alone", LOSSES),
-    "loss.weighting": Key("simple", "denoising, hybrid: what squared error is averaged; simple: that of eps", WEIGHTINGS),
-    "loss.variance": Key("learned_range", "hybrid, vlb: of the reverse step, learned or fixed", VARIANCES),
-    "loss.sigma_data": Key(0.5, "edm: standard deviation of the data", POSITIVE),
-    "loss.gamma": Key(5.0, "min_snr: the largest SNR that counts", POSITIVE),
-    "loss.k": Key(1.0, "p2: added to the SNR", POSITIVE),
-    "loss.power": Key(1.0, "p2: of their sum, by which it divides", NOT_NEGATIVE),
-    "loss.bias": Key(0.0, "sigmoid: the log-SNR of half its weight", FINITE),
+    "loss.weighting": Key("simple", "what squared error is averaged; simple: that of eps", WEIGHTINGS),
+    "loss.variance": Key("learned_range", "of the reverse step, learned or fixed", VARIANCES),
+    "loss.sigma_data": Key(AUTO, "standard deviation of the data", POSITIVE, float),
+    "loss.gamma": Key(AUTO, "the largest SNR that counts", POSITIVE, float),
+    "loss.k": Key(AUTO, "added to the SNR", POSITIVE, float),
+    "loss.power": Key(AUTO, "of their sum, by which it divides", NOT_NEGATIVE, float),
+    "loss.bias": Key(AUTO, "the log-SNR of half its weight", FINITE, float),
     "times.name": Key("uniform", "distribution of training times", TIMES),
-    "times.t_min": Key(0.0, "but for log_normal, in continuous time: the lower end; 0: the process's own", NOT_NEGATIVE),
-    "times.mean": Key(-1.2, "log_normal: mean of log(sigma / alpha)", FINITE),
-    "times.std": Key(1.2, "log_normal: its standard deviation", POSITIVE),
-    "times.location": Key(0.0, "logit_normal: mean of the logit of t", FINITE),
-    "times.scale": Key(1.0, "logit_normal: its standard deviation", POSITIVE),
-    "times.kept": Key(10, "importance: losses remembered for each time", POSITIVE),
-    "times.uniform_share": Key(0.001, "importance: share of times that are uniform", UNIT),
+    "times.t_min": Key(AUTO, "in continuous time: the lower end", POSITIVE, float),
+    "times.mean": Key(AUTO, "mean of log(sigma / alpha)", FINITE, float),
+    "times.std": Key(AUTO, "its standard deviation", POSITIVE, float),
+    "times.location": Key(AUTO, "mean of the logit of t", FINITE, float),
+    "times.scale": Key(AUTO, "its standard deviation", POSITIVE, float),
+    "times.kept": Key(AUTO, "losses remembered for each time", POSITIVE, int),
+    "times.uniform_share": Key(AUTO, "share of times that are uniform", UNIT, float),
     "optim.name": Key("adam", "the optimizer", OPTIMIZERS),
     "optim.learning_rate": Key(2e-4, "after the warm-up", POSITIVE),
     "optim.warmup_steps": Key(5000, "steps of linear warm-up from 0", NOT_NEGATIVE),
@@ -146,28 +161,28 @@ KEYS: dict[str, Key] = {
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
     "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", POSITIVE),
     "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
-    "sampler.t_min": Key(0.0, "the last of them in continuous time; 0: the process's own", NOT_NEGATIVE),
-    "sampler.sections": Key("10,10,15,15,15", "sections: their counts per section of the chain, or ddim50"),
-    "sampler.rho": Key(7.0, "karras: sigma^(1/rho) is evenly spaced", POSITIVE),
-    "sampler.times": Key((1.0,), "explicit: the times themselves", NOT_NEGATIVE),
-    "sampler.variance": Key("large", "ancestral: variance of the reverse step; a learned one where the run has it", VARIANCES),
-    "sampler.eta": Key(0.0, "ddim: share of fresh noise", FRACTION),
-    "sampler.s_churn": Key(0.0, "euler, heun: noise added anew, over all steps (Karras et al. 2022); 0: none", NOT_NEGATIVE),
-    "sampler.s_min": Key(0.0, "euler, heun: least sigma / alpha at which it is added", NOT_NEGATIVE),
-    "sampler.s_max": Key(1e9, "euler, heun: greatest", POSITIVE),
-    "sampler.s_noise": Key(1.0, "euler, heun: its standard deviation", POSITIVE),
-    "sampler.predictor": Key("reverse_diffusion", "predictor_corrector: the sampler that is corrected", PREDICTORS),
-    "sampler.corrector_steps": Key(1, "predictor_corrector: Langevin steps before each of its steps", POSITIVE),
-    "sampler.snr": Key(0.16, "predictor_corrector: their size, as a share of noise to score", POSITIVE),
-    "sampler.norms": Key("sample", "predictor_corrector: norms of each sample, or their mean over the batch", NORMS),
-    "sampler.langevin_steps": Key(5, "annealed_langevin: steps per level", POSITIVE),
-    "sampler.rate": Key(0.062, "annealed_langevin: their size in units of the noise's variance", POSITIVE),
-    "sampler.order": Key(2, "unipc, deis: 1, 2 or 3", (lambda value: value in (1, 2, 3), "of 1, 2, 3")),
-    "sampler.corrector": Key(True, "unipc: whether the next prediction corrects a step"),
-    "sampler.published": Key(False, "dpmpp_3m, deis: as in the published code, of order 2"),
-    "sampler.rtol": Key(1e-5, "adaptive_ode: relative tolerance", POSITIVE),
-    "sampler.atol": Key(1e-5, "adaptive_ode: absolute tolerance", POSITIVE),
-    "sampler.max_evaluations": Key(10_000, "adaptive_ode: per transition", (lambda value: 7 <= value < 2**31, "at least 7")),
+    "sampler.t_min": Key(AUTO, "the last of them in continuous time", POSITIVE, float),
+    "sampler.sections": Key("10,10,15,15,15", "their counts per section of the chain, or ddim50"),
+    "sampler.rho": Key(AUTO, "sigma^(1/rho) is evenly spaced", POSITIVE, float),
+    "sampler.times": Key((1.0,), "the times themselves", NOT_NEGATIVE),
+    "sampler.variance": Key(AUTO, "variance of the reverse step; a learned one where the run has it", VARIANCES),
+    "sampler.eta": Key(AUTO, "share of fresh noise", FRACTION, float),
+    "sampler.s_churn": Key(AUTO, "noise added anew, over all steps (Karras et al. 2022); 0: none", NOT_NEGATIVE, float),
+    "sampler.s_min": Key(AUTO, "least sigma / alpha at which it is added", NOT_NEGATIVE, float),
+    "sampler.s_max": Key(AUTO, "greatest", POSITIVE, float),
+    "sampler.s_noise": Key(AUTO, "its standard deviation", POSITIVE, float),
+    "sampler.predictor": Key(AUTO, "the sampler that is corrected", PREDICTORS),
+    "sampler.corrector_steps": Key(AUTO, "Langevin steps before each of its steps", POSITIVE, int),
+    "sampler.snr": Key(AUTO, "their size, as a share of noise to score", POSITIVE, float),
+    "sampler.norms": Key(AUTO, "norms of each sample, or their mean over the batch", NORMS),
+    "sampler.langevin_steps": Key(AUTO, "steps per level", POSITIVE, int),
+    "sampler.rate": Key(AUTO, "their size in units of the noise's variance", POSITIVE, float),
+    "sampler.order": Key(AUTO, "1, 2 or 3", (lambda value: value in (1, 2, 3), "of 1, 2, 3"), int),
+    "sampler.corrector": Key(AUTO, "whether the next prediction corrects a step", explicit=bool),
+    "sampler.published": Key(AUTO, "as in the published code, of order 2", explicit=bool),
+    "sampler.rtol": Key(AUTO, "relative tolerance", POSITIVE, float),
+    "sampler.atol": Key(AUTO, "absolute tolerance", POSITIVE, float),
+    "sampler.max_evaluations": Key(AUTO, "per transition", (lambda value: 7 <= value < 2**31, "at least 7"), int),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
     "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", NOT_NEGATIVE),
@@ -186,24 +201,24 @@ KEYS: dict[str, Key] = {
     "inpaint.images": Key("", "--mode=sample: whose unknown pixels are drawn anew: a PNG, a folder, or a .npz of samples"),
     "inpaint.mask": Key("", "a PNG of their size, white where pixels are known, black where they are drawn anew"),
     "inpaint.method": Key("repaint", "how the known pixels act on the others", INPAINTING),
-    "inpaint.resamplings": Key(10, "repaint: how often each step is made", POSITIVE),
-    "inpaint.zeta": Key(1.0, "dps: length of its steps along the gradient", POSITIVE),
-    "inpaint.iterations": Key(5, "tmpd: of conjugate gradients in each call of the denoiser", POSITIVE),
+    "inpaint.resamplings": Key(10, "how often each step is made", POSITIVE),
+    "inpaint.zeta": Key(1.0, "length of its steps along the gradient", POSITIVE),
+    "inpaint.iterations": Key(5, "of conjugate gradients in each call of the denoiser", POSITIVE),
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
     "eval.batch_size": Key(64, "examples evaluated at once, at most", POSITIVE),
     "eval.seed": Key(0, "of dequantisation, probes and the bound's noise", SEED),
     "eval.solver": Key("dopri5", "of the ODE: dopri5 is adaptive", SOLVERS),
-    "eval.steps": Key(100, "heun, rk4: points of the time grid, both ends among them", FROM_TWO),
-    "eval.grid": Key("log_snr", "heun, rk4: how they are spaced", FROM_END_TO_END),
-    "eval.rtol": Key(1e-5, "dopri5: tolerated error, relative", POSITIVE),
-    "eval.atol": Key(1e-5, "dopri5: tolerated error, absolute", POSITIVE),
+    "eval.steps": Key(AUTO, "points of the time grid, both ends among them", FROM_TWO, int),
+    "eval.grid": Key(AUTO, "how they are spaced", FROM_END_TO_END),
+    "eval.rtol": Key(AUTO, "tolerated error, relative", POSITIVE, float),
+    "eval.atol": Key(AUTO, "tolerated error, absolute", POSITIVE, float),
     "eval.probe": Key("rademacher", "of the divergence; exact: its trace, for data of few dimensions", PROBES),
     "eval.probes": Key(1, "rademacher, gaussian: how many per example", POSITIVE),
     "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", FROM_TWO),
     "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", NOT_NEGATIVE),
-    "eval.variance": Key("auto", "of the bound's reverse steps; auto: a learned one, else large", ("auto", *VARIANCES)),
+    "eval.variance": Key(AUTO, "of the bound's reverse steps; auto: a learned one, else large", VARIANCES),
 }
 
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
@@ -227,6 +242,51 @@ def base() -> ConfigDict:
     return unflatten({key: entry.default for key, entry in KEYS.items()})
 
 
+def cast(key: str, value: Any) -> Any:
+    """The value as the key's type, where it means one: an int as a float, a whole float as an int, a list or one number as a
+    tuple. Any other value comes back as it is."""
+    entry = KEYS[key]
+    if entry.type is not tuple:
+        return _number(entry.type, value)
+    if type(value) in (int, float):
+        value = (value,)
+    return tuple(_number(entry.element, element) for element in value) if isinstance(value, list | tuple) else value
+
+
+def _number(wanted, value):
+    if wanted is float and type(value) is int and abs(value) <= 2**53:
+        return float(value)
+    return int(value) if wanted is int and type(value) is float and value.is_integer() else value
+
+
+class _Leaf(FieldReference):
+    """The value of a key in a config, to which a file may assign what `cast` makes the key's type, and nothing else.
+
+    ml_collections' own values take the type of the default alone, and "auto" would take strings alone.
+    """
+
+    _key = ""
+
+    def __init__(self, key: str, value: Any):
+        super().__init__(cast(key, value), object)
+        self._key = key
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        """TypeError for another type; what is wrong besides, `validate` finds."""
+        if self._key and not isinstance(value, FieldReference):
+            value, entry = cast(self._key, value), KEYS[self._key]
+            if type(value) is not entry.type and not (value == AUTO == entry.default) and type_safe:
+                raise TypeError(f"config.{self._key} takes {kind(self._key)}, found {value!r}")
+        super().set(value, type_safe)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+# ml_collections would print an object for each of them
+yaml.add_representer(FieldReference, lambda dumper, reference: dumper.represent_data(reference.get()))
+
+
 def unflatten(flat: dict[str, Any]) -> ConfigDict:
     """{"a.b": value} as a ConfigDict of sections. Lists (of JSON) become tuples."""
     nested: dict[str, Any] = {}
@@ -235,7 +295,8 @@ def unflatten(flat: dict[str, Any]) -> ConfigDict:
         section = nested
         for name in sections:
             section = section.setdefault(name, {})
-        section[leaf] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        section[leaf] = _Leaf(key, value) if key in KEYS else value
     return ConfigDict(nested)
 
 
@@ -251,22 +312,63 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 def chooser(key: str) -> str:
     """The key whose choices decide whether this one applies (sampler.grid for sampler.rho), or ""."""
     section, _, leaf = key.partition(".")
-    for other, (_, _, table) in KEYS.items():
-        if other.startswith(section + ".") and isinstance(table, dict) and any(takes(made, leaf) for made in table.values()):
+    for other, entry in KEYS.items():
+        table = entry.accepts if other.startswith(section + ".") and isinstance(entry.accepts, dict) else {}
+        if any(takes(made, leaf) for made in table.values()):
             return other
     return ""
 
 
-def applies(key: str, config: ConfigDict) -> bool:
-    """False where another choice in the key's section takes the key, but the one chosen does not."""
+def value_of(key: str, config: ConfigDict) -> Any:
+    """The value that the config gives the key."""
+    section, _, leaf = key.rpartition(".")
+    return config[section][leaf] if section else config[leaf]
+
+
+def acting(key: str, config: ConfigDict) -> Any:
+    """The value that acts: for AUTO the default of the constructor that is chosen. AUTO where that is no value of a config."""
+    value = value_of(key, config)
+    return _own(key, config) if value == AUTO else value
+
+
+def is_default(key: str, config: ConfigDict) -> bool:
+    """Whether the value that acts is the one that acts by default."""
+    default = KEYS[key].default
+    return acting(key, config) == (_own(key, config) if default == AUTO else default)
+
+
+def _own(key, config):
     by = chooser(key)
-    return not by or takes(KEYS[by].accepts[flatten(config)[by]], key.partition(".")[2])
+    own = own_default(KEYS[by].accepts[acting(by, config)], key.rpartition(".")[2], AUTO) if by else AUTO
+    return AUTO if own is None or own == math.inf else own
+
+
+def takers(key: str) -> dict[str, Any]:
+    """{name: its own default, or None} of the choices that take the key."""
+    by, leaf = chooser(key), key.rpartition(".")[2]
+    return {name: own_default(made, leaf) for name, made in KEYS[by].accepts.items() if takes(made, leaf)} if by else {}
+
+
+def why_not(key: str, config: ConfigDict) -> str:
+    """Why the key does nothing in this config, or ""."""
+    by = chooser(key)
+    if not by or key == "sampler.steps":  # a grid that has a length of its own is held to it
+        return ""
+    chosen = acting(by, config)
+    if not takes(KEYS[by].accepts[chosen], key.rpartition(".")[2]):
+        return f"does not apply to {by}={chosen}"
+    return why_not(by, config)
+
+
+def applies(key: str, config: ConfigDict) -> bool:
+    """Whether the key does something in this config."""
+    return not why_not(key, config)
 
 
 def check_applies(key: str, config: ConfigDict) -> None:
-    """Raises UserError for a key that the choice made in its section does not take."""
-    if not applies(key, config):
-        raise UserError(f"config.{key} does not apply to {chooser(key)}={flatten(config)[chooser(key)]}: leave it out.")
+    """Raises UserError for a key that does nothing in this config."""
+    if reason := why_not(key, config):
+        raise UserError(f"config.{key} {reason}: leave it out.")
 
 
 def validate(config: ConfigDict) -> None:
@@ -333,22 +435,18 @@ def check_complete(config: ConfigDict) -> None:
 
 def check_value(key: str, value: Any, found: Any = None) -> None:
     """Raises UserError for a value of the wrong type, or one that is not accepted. found: the value as it was typed."""
-    default, _, accepts = KEYS[key]
+    entry, accepts = KEYS[key], KEYS[key].accepts
+    if isinstance(value, str) and value == entry.default == AUTO:
+        return
     found = value if found is None else found
     wrong = UserError(f"config.{key} takes {kind(key)}, found {found!r}.{_suggestion(value, accepts)}")
-    if type(value) is not type(default):
+    if type(value) is not entry.type:
         raise wrong
-    elements = value if isinstance(default, tuple) else (value,)
-    for element in elements:
-        if type(element) is not _element_type(default) or (accepts is not None and not _accepted(element, accepts)):
+    for element in value if entry.type is tuple else (value,):
+        if type(element) is not entry.element or (accepts is not None and not _accepted(element, accepts)):
             raise wrong
     if key in NEVER_EMPTY and not value:
         raise UserError(f"config.{key} needs at least one {NEVER_EMPTY[key]}, found ().")
-
-
-def _element_type(default) -> type:
-    """Of the elements of a tuple, which are ints where the default is empty; or of the default itself."""
-    return type((*default, 0)[0]) if isinstance(default, tuple) else type(default)
 
 
 def _is_rule(accepts) -> bool:
@@ -368,14 +466,15 @@ def _suggestion(value, accepts) -> str:
 
 def kind(key: str) -> str:
     """The type and accepted values of a key, in words."""
-    default, _, accepts = KEYS[key]
-    if isinstance(default, tuple):
-        words = f"a tuple of {_element_type(default).__name__}s, as 1,2 or (1,2)"
+    entry, accepts = KEYS[key], KEYS[key].accepts
+    if entry.type is tuple:
+        words = f"a tuple of {entry.element.__name__}s, as 1,2 or (1,2)"
         return words + (f", each {accepts[1]}" if accepts else "")
-    words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[type(default)]
-    if accepts is None:
-        return words
-    return f"{words} {accepts[1]}" if _is_rule(accepts) else "one of " + ", ".join(accepts)
+    auto = [AUTO] if entry.default == AUTO else []
+    if accepts is not None and not _is_rule(accepts):
+        return "one of " + ", ".join([*auto, *accepts])
+    words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}[entry.type]
+    return " or ".join([*auto, f"{words} {accepts[1]}" if accepts else words])
 
 
 def nearest(word: str, words: Iterable[str]) -> list[str]:
@@ -408,13 +507,13 @@ def unknown_key(key: str) -> UserError:
     return UserError(f"There is no config key {key!r}. {hint}")
 
 
-def fixed(config: ConfigDict) -> dict[str, Any]:
-    """{"a.b": value} of the keys that may not change when a run is continued."""
-    kept = [key for key in KEYS if not any(key == c or (c.endswith(".") and key.startswith(c)) for c in CHANGEABLE)]
-    return {key: value for key, value in flatten(config).items() if key in kept}
-
-
 def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
     """The keys in which two configs differ and that may not change when a run is continued, as "key: saved -> given"."""
     saved, given = fixed(saved), fixed(given)
-    return [f"{key}: {saved[key]!r} -> {given[key]!r}" for key in KEYS if key in saved and saved[key] != given[key]]
+    return [f"{key}: {saved[key]!r} -> {given[key]!r}" for key in saved if key in given and saved[key] != given[key]]
+
+
+def fixed(config: ConfigDict) -> dict[str, Any]:
+    """The keys that may not change when a run is continued, but for those that do nothing, with the values that act."""
+    keys = [key for key in KEYS if not any(key == c or (c.endswith(".") and key.startswith(c)) for c in CHANGEABLE)]
+    return {key: acting(key, config) for key in keys if applies(key, config)}

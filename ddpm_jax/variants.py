@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
+from ddpm_jax.construct import AUTO
 from ddpm_jax.errors import UserError
 
 
@@ -18,7 +19,8 @@ class Variant(NamedTuple):
 
 def ddpm(config: ConfigDict) -> None:
     """the ancestral sampler on all steps of the chain, fixed large variance (Ho et al. 2020)"""
-    config.sampler.update(name="ancestral", steps=config.process.steps, grid="uniform", variance="large")
+    steps = configs.acting("process.steps", config)
+    config.sampler.update(name="ancestral", grid="uniform", variance="large", steps=1000 if steps == AUTO else steps)
 
 
 def ddim(config: ConfigDict) -> None:

@@ -19,7 +19,7 @@ FILES = {
     "returns_none": HEADER,
     "raises": HEADER + "    config.optimm.b1 = 0.5\n    return config\n",
     "imports": "import no_such_module\n",
-    "int_of_float": HEADER + "    config.train.steps = 1e3\n    return config\n",
+    "int_of_float": HEADER + "    config.train.steps = 1e3 + 0.5\n    return config\n",
     "mistyped": HEADER + "    config.optim.lerning_rate = 1.0\n    return config\n",
     "wrong_choice": HEADER + '    config.sampler.name = "ddmi"\n    return config\n',
     "out_of_range": HEADER + "    config.train.batch_size = 0\n    return config\n",
@@ -86,7 +86,7 @@ MISTAKES = {
     "--config=configs/returns_none.py": ["get_config", "must have a function", "it returns NoneType"],
     "--config=configs/raises.py": ["configs/raises.py, line 4: AttributeError: 'optimm'", '"optim" instead'],
     "--config=configs/imports.py": ["configs/imports.py, line 1: ModuleNotFoundError", "no_such_module"],
-    "--config=configs/int_of_float.py": ["configs/int_of_float.py, line 4: TypeError", "'steps'", "1000.0", "int"],
+    "--config=configs/int_of_float.py": ["configs/int_of_float.py, line 4: TypeError", "train.steps takes an int", "1000.5"],
     # values that a config file sets
     "--config=configs/mistyped.py": ["no config key 'optim.lerning_rate'. Did you mean optim.learning_rate?"],
     "--config=configs/wrong_choice.py": ["config.sampler.name takes one of ancestral,", "Did you mean ddim?"],
@@ -122,7 +122,10 @@ MISTAKES = {
     GOOD + " --config.optim.learning_rate=nan": ["takes a float greater than 0 and below 2^31, found 'nan'."],
     GOOD + " --config.optim.learning_rate=inf": ["takes a float greater than 0 and below 2^31, found 'inf'."],
     GOOD + " --config.optim.clip_norm=inf": ["takes a float at least 0 and below 2^31, found 'inf'."],
-    GOOD + " --config.train.steps=1e3": ["config.train.steps takes an int greater than 0 and below 2^31, found '1e3'."],
+    GOOD + " --config.train.steps=1e-3": ["config.train.steps takes an int greater than 0 and below 2^31, found '1e-3'."],
+    GOOD + " --config.train.steps=1e99": ["config.train.steps takes an int greater than 0 and below 2^31, found '1e99'."],
+    GOOD + " --config.train.steps=((": ["config.train.steps takes an int greater than 0 and below 2^31, found '(('."],
+    GOOD + " --config.data.raw_dir=auto": ["config.data.raw_dir takes a string that is not auto (./auto is a folder)"],
     GOOD + " --config.train.steps=True": ["takes an int greater than 0 and below 2^31, found 'True'."],
     GOOD + " --config.train.steps=99999999999": ["takes an int greater than 0 and below 2^31, found '99999999999'."],
     GOOD + " --config.seed=-1": ["config.seed takes an int from 0 to 4294967295, found '-1'."],
@@ -137,7 +140,7 @@ MISTAKES = {
     GOOD + " --config.network.multipliers=()": ["config.network.multipliers needs at least one level"],
     # values that do not go together
     GOOD + " --config.sampler.eta=0.5": ["config.sampler.eta does not apply to sampler.name=ancestral"],
-    GOOD + ":ddim --config.sampler.eta=1.5": ["takes a float from 0 to 1, found '1.5'."],
+    GOOD + ":ddim --config.sampler.eta=1.5": ["takes auto or a float from 0 to 1, found '1.5'."],
     GOOD + ":ddim --config.sampler.variance=small": ["config.sampler.variance does not apply to sampler.name=ddim"],
     GOOD + " --config.data.raw_dir=raw": ["config.data.raw_dir does not apply to data.name=digits"],
     GOOD + " --config.sampler.steps=1001": ["sampler.grid=uniform", "cannot place 1001 different steps on a table of 1000"],
@@ -169,8 +172,8 @@ MISTAKES = {
     "--mode=sample --workdir=run --config.seed=9": ["only config.sampler, ", "found config.seed"],
     "--mode=eval " + GOOD: ["no run in runs/good"],
     "--mode=eval --workdir=run --config.sampler.steps=9": ["only config.eval, config.sampler.ema,", "sampler.steps"],
-    "--mode=eval --workdir=run --config.eval.grid=leading": ["config.eval.grid takes one of log_snr, uniform, karras,"],
-    "--mode=eval --workdir=run --config.eval.steps=1": ["config.eval.steps takes an int from 2 on"],
+    "--mode=eval --workdir=run --config.eval.grid=leading": ["config.eval.grid takes one of auto, log_snr, uniform, karras,"],
+    "--mode=eval --workdir=run --config.eval.steps=1": ["config.eval.steps takes auto or an int from 2 on"],
     "--mode=eval --workdir=run --config.eval.solver=dopri5 --config.eval.steps=9": ["eval.steps does not apply to eval.solver"],
     "--mode=sample --workdir=run --config.sampler.stps=9": ["Did you mean sampler.steps?"],
     "--mode=sample " + GOOD + " --workdir=run": ["run holds a run with another config"],
@@ -198,6 +201,14 @@ GRAMMAR = {
     GOOD + " --config.optim.learning_rate=1": ("optim.learning_rate", 1.0),
     GOOD + " --config.optim.b1=0.5 --config.optim.b1=0.6": ("optim.b1", 0.6),
     GOOD + " --config.train.steps=1_000": ("train.steps", 1000),
+    GOOD + " --config.train.steps=1e4": ("train.steps", 10000),
+    GOOD + " --config.ema.decays=0": ("ema.decays", (0.0,)),
+    GOOD + " --config.ema.decays=0,0.5": ("ema.decays", (0.0, 0.5)),
+    GOOD + " --config.network.multipliers=1.0,2": ("network.multipliers", (1, 2)),
+    GOOD + " --config.sampler.steps=2 --config.sampler.grid=explicit --config.sampler.times=1,0.5": ("sampler.times", (1, 0.5)),
+    GOOD + ":ddim --config.sampler.eta=auto": ("sampler.eta", "auto"),
+    GOOD + ":ddim --config.sampler.eta=1": ("sampler.eta", 1.0),
+    GOOD + " --config.process.rescale": ("process.rescale", True),
     GOOD + " --config.data.split=a=b": ("data.split", "a=b"),
     GOOD + " --config.data.split=": ("data.split", ""),
     GOOD + " --config.data.split=None": ("data.split", "None"),
@@ -308,6 +319,9 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
         assert f"--config.{line}\n" in text
     for key, entry in configs.KEYS.items():
         assert f"{entry.help}; {configs.kind(key)}" in text
+    assert "share of fresh noise; auto or a float from 0 to 1; taken by sampler.name=ddim (auto: 0.0)\n" in text
+    assert "linear (auto: 1000), " in text and "ncsn (auto: 232)\n" in text
+    assert "between levels instead of convolutions; true or false; taken by network.name=unet\n" in text
     assert f"one of {', '.join(SAMPLERS)}" in text
 
 

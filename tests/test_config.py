@@ -12,21 +12,21 @@ from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax import variants
-from ddpm_jax.construct import construct
+from ddpm_jax.construct import AUTO, construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.inverse import INPAINTING
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.diffusion.samplers import SAMPLERS, ddim
 from ddpm_jax.diffusion.times import TIMES, Examples
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import inpainting, jobs, loop
+from ddpm_jax.training import inpainting, jobs, loop, sampling
 from ddpm_jax.training.optimizers import OPTIMIZERS
-from ddpm_jax.training.tasks import TASKS, build
+from ddpm_jax.training.tasks import TASKS, build, kernel
 
 
 def smoke(changes=()):
@@ -492,8 +492,8 @@ def test_a_key_accepts_its_default_and_refuses_other_types(key):
         None,
         [1],
         {},
-        1 if isinstance(default, str) else "word",
-        1 if isinstance(default, bool) else True,
+        1 if configs.KEYS[key].type is str else "word",
+        1 if configs.KEYS[key].type is bool else True,
         (object(),),
         (None,),
     ):
@@ -501,14 +501,14 @@ def test_a_key_accepts_its_default_and_refuses_other_types(key):
             configs.check_value(key, wrong)
 
 
-@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if isinstance(entry.default, float)])
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if entry.type is float])
 def test_floats_are_finite(key):
     for wrong in (float("nan"), float("inf"), -float("inf"), 1):
         with pytest.raises(UserError):
             configs.check_value(key, wrong)
 
 
-@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if type(entry.default) is int])
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if entry.type is int])
 def test_ints_are_in_range(key):
     for wrong in (-1, 2**40, 1.0):
         with pytest.raises(UserError):
@@ -573,6 +573,24 @@ def test_flatten_and_unflatten():
     assert configs.flatten(configs.unflatten(json.loads(json.dumps(flat)))) == flat
 
 
+def test_a_config_shows_its_values():
+    for text in (str(configs.base()), repr(configs.base())):
+        assert "  eta: auto\n" in text and "seed: 0\n" in text and "object" not in text
+
+
+def test_a_value_is_taken_as_the_keys_type_where_it_means_one():
+    config = configs.base()
+    config.sampler.update(eta=1, times=(1, 0.5), rate="auto", corrector=False)
+    config.train.steps, config.ema.decays, config.network.attention = 1e4, 0, [4.0]
+    found = (config.sampler.eta, *config.sampler.times, config.train.steps, *config.ema.decays, *config.network.attention)
+    assert found == (1.0, 1.0, 0.5, 10_000, 0.0, 4) and list(map(type, found)) == [float] * 3 + [int, float, int]
+    configs.validate(smoke({"ema.decays": [0, 0.5], "process.steps": 1e3, "sampler.corrector": True}))
+    for key, value in {"sampler.eta": "half", "train.steps": 1.5, "sampler.corrector": 1, "train.log_every": "auto"}.items():
+        section, leaf = key.split(".")
+        with pytest.raises(TypeError, match=f"config.{key} takes .*, found {value!r}"):
+            config[section][leaf] = value
+
+
 def test_each_base_is_a_new_one():
     configs.base().train.steps = 1
     assert configs.base().train.steps == configs.KEYS["train.steps"].default
@@ -587,6 +605,37 @@ def test_a_key_applies_where_the_choice_takes_it():
     assert not configs.applies("data.raw_dir", config) and configs.applies("data.split", config)
     config.data.name = "mnist"
     assert configs.applies("data.raw_dir", config)
+
+
+@pytest.mark.parametrize("key", configs.KEYS)
+def test_a_choices_own_default_holds(key):
+    own = {name: default for name, default in configs.takers(key).items() if default is not None}
+    default = configs.KEYS[key].default
+    assert default == AUTO or all(value == default for value in own.values()), (
+        f"{own} have defaults of their own for {key}, which its default {default!r} would override: make that AUTO"
+    )
+
+
+def test_a_constructor_of_ones_own_keeps_its_defaults(monkeypatch):
+    """Unless the key is set; file names, facts, what a run is compared by and --help say which value acts."""
+
+    def mine(*, eta: float = 1.0, order: int = 3):  # noqa: ARG001
+        return ddim(eta=eta)
+
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    monkeypatch.setitem(PROCESSES, "mine", lambda *, beta_max=5.0: PROCESSES["vp"](beta_max=beta_max))
+    chosen = {"sampler.name": "mine", "process.name": "mine"}
+    own, told = smoke(chosen), smoke(chosen | {"sampler.eta": 0.5, "process.beta_max": 7.0})
+    for config, eta, beta_max in ((own, 1.0, 5.0), (told, 0.5, 7.0)):
+        configs.validate(config)
+        built = kernel(config)
+        assert jax.tree.leaves(built.sampler.step) == [eta]
+        np.testing.assert_array_equal(built.process.log_alpha(0.3), PROCESSES["vp"](beta_max=beta_max).log_alpha(0.3))
+        assert f"mine5_eta{eta:g}_seed0" in sampling.sample_name(config, 1)
+        assert (sampling.how(config)["sampler"]["eta"], sampling.how(config)["sampler"]["order"]) == (eta, 3)
+        assert configs.fixed(config)["process.beta_max"] == beta_max
+    assert configs.takers("sampler.eta") == {"ddim": 0.0, "mine": 1.0}
+    assert smoke({"sampler.name": "ddim"}).sampler.eta == AUTO
 
 
 MADE_FROM_KEYS = [
@@ -623,13 +672,31 @@ FREE = {
 }  # fmt: skip
 
 
+# In which a key acts that does not act in the base config.
+GIVEN = {key: given for key, (_, _, given) in TASK_KEYS.items()}
+GIVEN |= {key: {"data.name": "toy2d"} for key in ("data.pattern", "data.num_examples", "data.seed")}
+GIVEN |= {key: {"data.name": "folder"} for key in ("data.image_size", "data.channels")}
+
+
 @pytest.mark.parametrize("key", configs.KEYS)
-def test_what_may_change_when_a_run_is_continued(key):
-    value = OTHER[key]
-    changed = configs.unflatten(configs.flatten(configs.base()) | {key: value})
-    default = configs.KEYS[key].default
-    assert configs.differences(configs.base(), changed) == ([f"{key}: {default!r} -> {value!r}"] if key in FIXED else [])
+def test_what_may_change_when_a_run_is_continued(key, monkeypatch):
+    monkeypatch.setitem(NETWORKS, OTHER["network.name"], NETWORKS["unet"])
+    monkeypatch.setitem(OPTIMIZERS, OTHER["optim.name"], OPTIMIZERS["adam"])
+    base = configs.flatten(configs.base()) | GIVEN.get(key, {})
+    one, other = configs.unflatten(base), configs.unflatten(base | {key: OTHER[key]})
+    told = f"{key}: {configs.acting(key, one)!r} -> {OTHER[key]!r}"
+    assert configs.differences(one, other) == ([told] if key in FIXED else [])
     assert (key in FIXED) != (key in FREE)
+
+
+def test_what_does_nothing_is_no_difference():
+    """And a default written out is none either."""
+    idle = smoke({"process.beta_max": 5.0, "loss.gamma": 2.0, "sampler.eta": 0.5})
+    assert configs.differences(smoke(), idle) == []
+    assert configs.differences(smoke(), smoke({"process.steps": 1000, "process.beta_end": 0.02})) == []
+    assert configs.differences(smoke({"process.name": "vp"}), smoke({"process.name": "vp", "process.beta_max": 5.0})) == [
+        "process.beta_max: 20.0 -> 5.0"
+    ]
 
 
 def test_all_the_differences_are_told():

@@ -39,7 +39,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         draw_forward_process(config, workdir, task, source)
         state = loop.train(config, workdir, task, source, devices)
         name = sampling.sample_name(config, int(state.step))
-        if task.sample and not sampling.how(config).items() <= sampling.read_facts(workdir / "samples", name).items():
+        if task.sample and not sampling.are_of(sampling.read_facts(workdir / "samples", name), config):
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
         if lines:

@@ -158,7 +158,7 @@ class Run:
             inpainting.check_labels(config, task)
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
-        settings = {key: value for key, value in config.sampler.items() if key not in TRACED}
+        settings = {key: configs.acting(f"sampler.{key}", config) for key in config.sampler if key not in TRACED}
         same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}, up])
         task = task._replace(sample=partial(task.sample, up=up)) if task.sample else task
         draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices, tell=False)
@@ -190,10 +190,8 @@ class Run:
             if key == "sampler.checkpoint":
                 raise UserError("A run in Python is one checkpoint: get another by ddpm_jax.load(workdir, step=...).")
             value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
-            if isinstance(configs.KEYS[key].default, tuple):  # of an array, a list or one number
-                value = tuple(np.ravel(value).tolist())
-            wants_float = isinstance(configs.KEYS[key].default, float)
-            flat[key] = float(value) if wants_float and type(value) is int else value
+            value = tuple(np.ravel(value).tolist()) if configs.KEYS[key].type is tuple else value
+            flat[key] = configs.cast(key, value)
             configs.check_value(key, flat[key])
         config = configs.unflatten(flat)
         configs.validate(config)

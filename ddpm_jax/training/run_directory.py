@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
 from ddpm_jax import files
+from ddpm_jax.construct import AUTO
 from ddpm_jax.data import Source, Streamed
 from ddpm_jax.data import identity as data_identity
 from ddpm_jax.diffusion.keys import IMPLEMENTATION
@@ -46,13 +47,15 @@ def _number_of_classes(content):
     return content | {"num_classes": 0}
 
 
-def _data(content):
-    """Format 3 did not tell which data they were."""
-    return content | {"data": {}}
+def _data_and_own_defaults(content):
+    """Format 3 did not tell which data they were, and wrote 0 where the constructor's own default was meant."""
+    saved = {**content["config"]}
+    meant = ("process.beta_start", "process.beta_end", "process.sigma_min", "process.sigma_max", "times.t_min", "sampler.t_min")
+    return content | {"data": {}, "config": saved | {key: AUTO for key in meant if saved.get(key) == 0}}
 
 
 # By format: what config.json holds -> the same in the next format.
-MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data}
+MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data_and_own_defaults}
 
 
 class Saved(NamedTuple):
@@ -129,7 +132,7 @@ def write(
             files.folder(workdir, name)
         content = {
             "format": FORMAT,
-            "config": configs.flatten(config),
+            "config": configs.flatten(config) | configs.fixed(config),
             "image_shape": list(image_shape),
             "num_classes": num_classes,
             "random": IMPLEMENTATION,

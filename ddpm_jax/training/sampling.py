@@ -14,10 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, images, plots
-from ddpm_jax.config import GUIDES, KEYS, applies
-from ddpm_jax.construct import takes
+from ddpm_jax.config import GUIDES, KEYS, acting, applies, is_default
 from ddpm_jax.diffusion.sample import Sampled
-from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
 from ddpm_jax.training.progress import Report, silent
@@ -121,8 +119,18 @@ def write_samples(
 
 
 def how(config: ConfigDict) -> dict[str, Any]:
-    """The sections of the config that samples depend on, as JSON gives them back: tuples as lists."""
-    return json.loads(json.dumps({name: config[name].to_dict() for name in ("sampler", "guidance")}))
+    """The keys that samples depend on with the values that act, by section, as JSON gives them back: tuples as lists."""
+    sections = {}
+    for name in ("sampler", "guidance"):
+        keys = [key for key in config[name] if applies(f"{name}.{key}", config)]
+        sections[name] = {key: acting(f"{name}.{key}", config) for key in keys}
+    return json.loads(json.dumps(sections))
+
+
+def are_of(facts: dict[str, Any], config: ConfigDict) -> bool:
+    """Whether these facts of samples, see `read_facts`, are those of the config."""
+    found = {name: facts.get(name) for name in how(config)}
+    return all(isinstance(found[name], dict) and found[name].items() >= acts.items() for name, acts in how(config).items())
 
 
 def read_facts(folder: Path, name: str) -> dict[str, Any]:
@@ -151,10 +159,10 @@ def sample_name(config: ConfigDict, step: int) -> str:
     """
     sampler, decays = config.sampler, config.ema.decays
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
-    if takes(SAMPLERS[sampler.name], "eta"):
-        parts.append(f"eta{_in_a_name(f'{sampler.eta:g}')}")
+    if applies("sampler.eta", config):
+        parts.append("eta" + _in_a_name(f"{acting('sampler.eta', config):g}"))
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
-    given = [key for key in others if sampler[key] != KEYS[f"sampler.{key}"].default]
+    given = [key for key in others if not is_default(f"sampler.{key}", config)]
     parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
     guidance = [key for key in config.guidance if config.guidance[key] != KEYS[f"guidance.{key}"].default]
     in_a_name = {key: _path_in_a_name if f"guidance.{key}" in GUIDES else _in_a_name for key in guidance}

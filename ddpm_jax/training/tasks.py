@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import images
-from ddpm_jax.construct import construct, takes
+from ddpm_jax.construct import arguments, construct
 from ddpm_jax.diffusion.bound import bins, density
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.keys import key_of
@@ -99,33 +99,34 @@ class Kernel(NamedTuple):
 
 def kernel(config) -> Kernel:
     """Builds it. Raises ValueError where the choices do not go together."""
-    own = ("beta_start", "beta_end", "sigma_min", "sigma_max")  # 0: what the process's paper has
-    process = construct(PROCESSES, {key: value for key, value in config.process.items() if value or key not in own})
+    process = construct(PROCESSES, config.process)
     prediction = construct(PREDICTIONS, config.prediction)
     check_alpha(process, prediction)
     loss = construct(LOSSES, dict(config.loss) | {"weighting": construct(WEIGHTINGS, config.loss, choice="weighting")})
     check_chain(process, loss)
-    of_network, of_loss = config.prediction.sigma_data, config.loss.sigma_data
-    if config.prediction.name == config.loss.weighting == "edm" and of_network != of_loss:
+    of_network = arguments(PREDICTIONS[config.prediction.name], config.prediction).get("sigma_data")
+    of_loss = arguments(WEIGHTINGS[config.loss.weighting], config.loss).get("sigma_data")
+    if None not in (of_network, of_loss) and of_network != of_loss:
         raise ValueError(f"prediction.sigma_data={of_network} and loss.sigma_data={of_loss} differ")
-    if config.times.t_min >= float(process.t_max):
-        raise ValueError(f"times.t_min={config.times.t_min} leaves no time below t_max = {float(process.t_max):.9g}")
-    times = construct(TIMES, _with_t_min(config.times))
+    t_min = arguments(TIMES[config.times.name], config.times).get("t_min")
+    if t_min is not None and t_min >= float(process.t_max):
+        raise ValueError(f"times.t_min={t_min} leaves no time below t_max = {float(process.t_max):.9g}")
+    times = construct(TIMES, config.times)
     keys = jax.eval_shape(lambda: jax.random.split(key_of(0), 2))
     jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
-    _check_variance(config, loss)
+    _check_variance(config, process, loss)
     sampler = construct(SAMPLERS, config.sampler)
-    grid = construct(GRIDS, _with_t_min(config.sampler), process, choice="grid")
+    grid = construct(GRIDS, config.sampler, process, choice="grid")
     check(sampler, process, grid, config.sampler.last)
     if len(grid) != config.sampler.steps:
         raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
     return Kernel(process, prediction, loss, times, sampler, grid)
 
 
-def _check_variance(config, loss):
+def _check_variance(config, process, loss):
     """ValueError where the sampler takes a learned variance that the loss does not teach, or steps that are not those of it."""
-    name = config.sampler.variance
-    if name in FIXED_VARIANCES or not takes(SAMPLERS[config.sampler.name], "variance"):
+    name = arguments(SAMPLERS[config.sampler.name], config.sampler).get("variance")
+    if name is None or name in FIXED_VARIANCES:
         return
     if name != loss.learns:
         usable = ", ".join([*FIXED_VARIANCES, *filter(None, [loss.learns])])
@@ -133,16 +134,11 @@ def _check_variance(config, loss):
             f"sampler.variance={name} is the second output of a network trained with loss.name=hybrid or vlb and loss.variance="
             f"{name}, which this is not: take one of {usable}"
         )
-    if name == "learned" and config.sampler.steps != config.process.steps:
+    if name == "learned" and config.sampler.steps != process.num_steps:
         raise ValueError(
             "sampler.variance=learned is of single steps of the chain: take all of them, sampler.steps="
-            f"{config.process.steps}, or a fixed variance"
+            f"{process.num_steps}, or a fixed variance"
         )
-
-
-def _with_t_min(section):
-    """A t_min of 0 is the process's own."""
-    return dict(section) | {"t_min": section.t_min or None}
 
 
 def diffusion(

@@ -10,7 +10,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax import command
-from ddpm_jax.training import jobs, logs
+from ddpm_jax.training import jobs, logs, run_directory
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -57,5 +57,5 @@ def test_it_continues_as_it_continued(name, workdir):
     for metric in ("loss", "grad_norm", "param_norm", "learning_rate"):
         np.testing.assert_allclose([line[metric] for line in new], [line[metric] for line in old], rtol=1e-5)
     np.testing.assert_allclose(written(workdir), written(FIXTURES / name), atol=1e-4)
-    assert json.loads((workdir / "config.json").read_text())["format"] == 4
+    assert json.loads((workdir / "config.json").read_text())["format"] == run_directory.FORMAT
     assert ddpm_jax.load(workdir).state.step == 12

@@ -26,7 +26,9 @@ def test_round_trip(tmp_path):
     config.optim.learning_rate = 1.1e-4
     run_directory.write(tmp_path / "run", config, (28, 28, 1), 10)
     read, *rest = run_directory.read(tmp_path / "run")
-    assert configs.flatten(read) == configs.flatten(config) and rest == [(28, 28, 1), 10, {}]
+    acting = {"process.steps": 1000, "process.beta_start": 1e-4, "process.beta_end": 0.02}
+    acting |= {"process.rescale": False, "process.zero_terminal_snr": False}  # written down: tomorrow's defaults may be others
+    assert configs.flatten(read) == configs.flatten(config) | acting and rest == [(28, 28, 1), 10, {}]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints", "samples"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["versions"]["jax"]
 
@@ -37,6 +39,17 @@ def test_an_older_config_gets_todays_defaults(tmp_path):
     del content["config"]["train.keep_every"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert run_directory.read(tmp_path)[0].train.keep_every == configs.KEYS["train.keep_every"].default
+
+
+def test_format_3_had_0_for_the_constructors_own_default(tmp_path):
+    """And numbers for what is now left to it, which hold."""
+    run_directory.write(tmp_path, configs.base(), (8, 8, 1))
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["config"] |= {"process.beta_start": 0.0, "times.t_min": 0.0, "sampler.t_min": 0.0, "sampler.eta": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(content | {"format": 3}))
+    config = run_directory.read(tmp_path)[0]
+    assert config.process.beta_start == config.times.t_min == config.sampler.t_min == "auto" and config.sampler.eta == 0.0
+    assert configs.differences(config, configs.base()) == []
 
 
 @pytest.mark.parametrize(
@@ -60,9 +73,9 @@ def test_what_is_no_run(tmp_path, text, words):
 
 def test_another_format_is_refused(tmp_path):
     run_directory.write(tmp_path, configs.base(), (8, 8, 1))
-    text = (tmp_path / "config.json").read_text().replace('"format": 4', '"format": 99')
+    text = (tmp_path / "config.json").read_text().replace(f'"format": {run_directory.FORMAT}', '"format": 99')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="format 99.*formats up to 4"):
+    with pytest.raises(UserError, match=f"format 99.*formats up to {run_directory.FORMAT}"):
         run_directory.read(tmp_path)
 
 
