@@ -30,8 +30,10 @@ class Damaged(Exception):
 def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, read_only: bool = False) -> ocp.CheckpointManager:
     """The checkpoints of a run: the last `keep_last` are kept, and those at multiples of `keep_every` (0: none) for good.
 
-    Raises UserError for a path that tensorstore, which reads and writes them, cannot be told.
+    Raises UserError for a path that tensorstore, which reads and writes them, cannot be told, and for links and pipes in the
+    checkpoints' folders, where orbax reads files at once.
     """
+    files.check_real(directory)
     try:
         str(directory.absolute()).encode()
     except UnicodeEncodeError as error:
@@ -39,20 +41,23 @@ def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, re
             f"{directory} cannot hold checkpoints, since Python cannot read its path as UTF-8. Set LC_ALL=C.UTF-8 and leave "
             "PYTHONUTF8 unset, or give a --workdir without such letters."
         ) from error
-    if read_only:
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # orbax warns of what it makes of read_only=True
-        try:
-            return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(read_only=True))
-        finally:
-            logging.set_verbosity(verbosity)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep_last,
-        keep_period=keep_every or None,
-        cleanup_tmp_directories=True,
-        async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
-    )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    if not read_only:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
+        )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what it makes of read_only=True
+    try:
+        return ocp.CheckpointManager(directory.absolute(), options=options)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # of _CHECKPOINT_METADATA
+        reason = first_line(error)
+        raise UserError(f"None of the checkpoints in {directory} can be read ({reason}): give another --workdir.") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> None:
@@ -206,16 +211,19 @@ def _move_aside(folder, steps):
 def _restore(manager, step, target, agree):
     _check_files(_folder(manager, step))
     try:
-        stored = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
-        text, digest = stored["notes"], stored["sha256"]
-    except Exception as error:  # orbax raises many kinds for a damaged file
+        stored = files.read_json(_folder(manager, step) / "notes" / "metadata")  # where orbax's JsonSave writes
+        text = stored["notes"]
+        found, digest = hashlib.sha256(text.encode()).hexdigest(), stored["sha256"]
+    except files.Unreadable as error:
+        raise Damaged(f"its notes cannot be read: {error.reason}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"its notes cannot be read: {first_line(error)}") from error
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    if found != digest:
         raise Damaged("the checksum of its notes does not match")
     try:
-        notes = json.loads(text)
+        notes = files.parse_json(text)
         version, digests, meta = notes["format"], {**notes["sha256"]}, {**notes["meta"]}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise Damaged(f"its notes are not of this code: {first_line(error)}") from error
     if version not in range(1, FORMAT + 1):
         raise UserError(
@@ -233,6 +241,7 @@ def _restore(manager, step, target, agree):
             f"The checkpoint of step {step} in {manager.directory} was written for another network or optimizer: "
             f"{odd} is {'missing from it' if odd in wanted else 'unknown to this config'}. Use the code and config of that run."
         )
+    _check_heads(_folder(manager, step), wanted)
     restore_args = ocp.args.PyTreeRestore(
         item=wanted, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
     )
@@ -243,12 +252,29 @@ def _restore(manager, step, target, agree):
     for name, leaf in leaves.items():
         if _digest(leaf) != digests[name]:
             raise Damaged(f"the checksum of {name} does not match")
-        if leaf.shape != wanted[name].shape or leaf.dtype != wanted[name].dtype:
-            raise UserError(
-                f"{name} in the checkpoint of step {step} is {leaf.dtype}{list(leaf.shape)}, "
-                f"but this config makes it {wanted[name].dtype}{list(wanted[name].shape)}. Use the code and config of that run."
-            )
     return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in wanted]), meta
+
+
+def _check_heads(folder, wanted):
+    """Raises UserError where the arrays are declared to have other shapes or dtypes than wanted, before any of them is read.
+
+    A few bytes can declare, or unpack to, more than any memory holds. They are read in chunks, whose shapes are declared too.
+    """
+    try:
+        heads = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+        declared = {name: (heads[name].dtype, heads[name].shape) for name in wanted}
+        chunks = {name: heads[name].storage.chunk_shape for name in wanted}
+    except Exception as error:  # orbax raises many kinds for a damaged file
+        raise Damaged(f"its arrays cannot be read: {first_line(error)}") from error
+    for name, leaf in wanted.items():
+        dtype, shape = declared[name]
+        if (dtype, shape) != (leaf.dtype, leaf.shape):
+            raise UserError(
+                f"{name} in the checkpoint of step {folder.name} is {dtype}{list(shape)}, "
+                f"but this config makes it {leaf.dtype}{list(leaf.shape)}. Use the code and config of that run."
+            )
+        if any(chunk > max(size, 1) for chunk, size in zip(chunks[name], leaf.shape, strict=True)):
+            raise Damaged(f"{name} is stored in chunks of {list(chunks[name])}")
 
 
 def _flatten(tree):

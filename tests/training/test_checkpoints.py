@@ -1,12 +1,14 @@
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import checkpoints
@@ -79,9 +81,14 @@ def test_damage_of_any_file_is_noticed_and_the_one_before_is_used(tmp_path):
             elif damaged is not None:
                 path.write_bytes(damaged)
             said = []
-            manager = checkpoints.open_manager(tmp_path / "checkpoints", 2)
-            step, restored, _ = checkpoints.restore_latest(manager, state(0), report=said.append)
-            manager.close()
+            if isinstance(damaged, Path) and path.parent == folder:  # refused before orbax reads it
+                with pytest.raises(UserError, match=f"{path.name} is a link, and a run directory must hold none"):
+                    checkpoints.open_manager(tmp_path / "checkpoints", 2)
+                step, restored, said = 4, state(4), ["step 8 is damaged"]
+            else:
+                manager = checkpoints.open_manager(tmp_path / "checkpoints", 2)
+                step, restored, _ = checkpoints.restore_latest(manager, state(0), report=said.append)
+                manager.close()
             harmless = path.parent == folder and path.name in checkpoints.UNSUMMED
             assert_same(restored, state(step))
             assert (step == 4 and "step 8 is damaged" in said[0]) or (step == 8 and harmless), (path, damaged)
@@ -215,7 +222,8 @@ def test_a_strangers_checkpoint_runs_no_code_and_leads_nowhere(tmp_path, monkeyp
             manager = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
             return checkpoints.restore_latest(manager, state(0), report=lambda _: None)[1]
         except UserError as error:
-            assert any(words in str(error) for words in ("can be read", "has format", "another network")), error
+            words = "can be read", "has format", "another network", "must hold none"
+            assert any(word in str(error) for word in words), error
         finally:
             for path, content in good.items():
                 path.write_bytes(content)
@@ -245,3 +253,53 @@ def test_a_strangers_checkpoint_runs_no_code_and_leads_nowhere(tmp_path, monkeyp
     os.mkfifo(folder / "state" / "pipe")
     assert restore() is None
     assert not (tmp_path / "pickled").exists() and not (tmp_path / "outside").exists()
+
+
+def declare(folder, key, **changes):
+    """Changes what is declared of an array, with checksums that are right."""
+    place = {"driver": "file", "path": f"{folder / 'state'}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
+    head = json.loads(store.read(f"{key}/.zarray").result().value)
+    store.write(f"{key}/.zarray", json.dumps(head | changes).encode()).result()
+    (folder / checkpoints.SUMS).write_text(checkpoints._sums(folder))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"shape": [10**11], "chunks": [10**11]}, r"is float32\[100000000000\], but this config makes it float32\[40, 50\]"),
+        ({"shape": [10**6, 10**5]}, r"is float32\[1000000, 100000\], but"),
+        ({"dtype": "<f8"}, r"is float64\[40, 50\], but"),
+        ({"chunks": [10**6, 10**5]}, "None of the checkpoints"),
+        ({"shape": [-1, 50]}, "None of the checkpoints"),
+        ({"dtype": "|O"}, "None of the checkpoints"),
+    ],
+)
+def test_a_checkpoint_that_declares_more_than_any_memory_holds(changes, words, tmp_path):
+    """Its sums are right, and so is all but a few bytes. Nothing of it is read: the test would end in SIGABRT."""
+    saved(tmp_path / "checkpoints", steps=(8,)).close()
+    declare(tmp_path / "checkpoints" / "8", "params.params.Dense_0.kernel", **changes)
+    with pytest.raises(UserError, match=words):
+        checkpoints.restore_latest(checkpoints.open_manager(tmp_path / "checkpoints", read_only=True), state(0))
+
+
+def test_pipes_and_nested_files_in_a_checkpoint(tmp_path):
+    """In the place of any of its files: the checkpoint is damaged, or the file is not needed. Nothing hangs."""
+    saved(tmp_path / "checkpoints", steps=(8,)).close()
+    folder = tmp_path / "checkpoints" / "8"
+    timer = threading.Timer(120, os._exit, (1,))
+    timer.start()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for kind in ("pipe", "nested"):
+            path.unlink()
+            os.mkfifo(path) if kind == "pipe" else path.write_text("[" * 100_000)
+            try:
+                manager = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
+                assert_same(checkpoints.restore_latest(manager, state(0), report=lambda _: None)[1], state(8))
+                assert kind == "nested" and path.name == "commit_success.txt" and path.parent == folder
+            except UserError as error:
+                assert "can be read" in str(error) or "is a pipe, a device or a socket" in str(error)
+            path.unlink()
+            path.write_bytes(content)
+    timer.cancel()
