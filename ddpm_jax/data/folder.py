@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,18 +27,25 @@ _TRIES = 100  # files in a row that cannot be read, after which a streamed folde
 
 
 def load(
-    *, split: str, path: str, image_size: int, channels: str = "auto", memory_limit_mb: int = MEMORY_LIMIT_MB
+    *,
+    split: str,
+    path: str,
+    image_size: int | Sequence[int],
+    channels: str = "auto",
+    memory_limit_mb: int = MEMORY_LIMIT_MB,
 ) -> Source | Streamed:
-    """The images under `path`, each resized and centre-cropped to uint8 [image_size, image_size, C], by sorted paths.
+    """The images under `path`, each centre-cropped and resized to uint8 [height, width, C], by sorted paths.
+
+    image_size: the height and the width, or one number for both.
 
     All files with an ending of _ENDINGS under `path` count, in its sub-folders too, but for hidden ones and those behind
     links to folders; how many files of other endings were passed over is printed. The label of an image is the place of its
     first sub-folder among those that hold images, in natural order: 2 before 10. Without sub-folders every label is 0.
 
-    An image is turned as its EXIF orientation says, laid on white where it is transparent, and its centre square is
-    resized (bicubic, antialiased; smaller images are enlarged). Large JPEGs are decoded at a half, quarter or eighth of
-    their size where that is at least twice `image_size`. Colour profiles are not applied; of animations the first image
-    counts; 16-bit grey is rounded to 8.
+    An image is turned as its EXIF orientation says, laid on white where it is transparent, and the largest part around its
+    centre that has the shape wanted is resized (bicubic, antialiased; smaller images are enlarged). Large JPEGs are decoded
+    at a half, quarter or eighth of their size where that is at least twice `image_size`. Colour profiles are not applied; of
+    animations the first image counts; 16-bit grey is rounded to 8.
 
     `channels`: "grey" or "rgb" turns every image into that; "auto" asks that all are grey, or all colour (images with a
     palette, and all WebPs, are colour).
@@ -52,8 +59,9 @@ def load(
     """
     if split != "train":
         raise UserError(f"A folder of images has one split, 'train', which holds all of them; found split {split!r}.")
-    if image_size < 1:
-        raise UserError(f"image_size must be at least 1; found {image_size}.")
+    sizes = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise UserError(f"data.image_size is one number, or height and width, of at least 1; found {image_size}. Give 64,128.")
     if channels not in CHANNELS:
         raise UserError(f"channels is one of {', '.join(CHANNELS)}; found {channels!r}.")
     if not path:
@@ -64,7 +72,7 @@ def load(
         warnings.filterwarnings("ignore", module="PIL")  # `_open` refuses the sizes that Pillow only warns of
         names, num_channels = _look(root, names, channels)
         labels, classes = _label(root, names)
-        shape = (image_size, image_size, num_channels)
+        shape = (sizes[0], sizes[-1], num_channels)
         where = f" in {len(classes)} classes, the sub-folders" if len(classes) > 1 else ""
         say(f"reading {len(names)} images from {root}{where}")
         identity, num_classes = _identity(root, names, labels, classes), max(1, len(classes))
@@ -278,13 +286,14 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
 
 def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """The image as `load` describes it, uint8 of that shape."""
-    size, _, channels = shape
+    height, width, channels = shape
     with _open(path) as image:
         if image.format == "JPEG":
-            scale = 2 * size / min(image.size)
+            scale = 2 * max(height, width) / min(image.size)
             image.draft(image.mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image = _converted(image, channels)
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        across = min(image.width, max(1, round(image.height * width / height)))
+        down = min(image.height, max(1, round(image.width * height / width)))
+        left, top = (image.width - across) // 2, (image.height - down) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + across, top + down))
         return np.asarray(image).reshape(shape)

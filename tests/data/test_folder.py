@@ -187,6 +187,37 @@ def test_the_centre_is_cut_out_exactly(tmp_path, height, width):
     np.testing.assert_array_equal(only(tmp_path), pixels[top : top + 8, left : left + 8])
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (8, 16, (8, 16), (0, 8, 0, 16)),
+        (8, 20, (8, 16), (0, 8, 2, 18)),
+        (12, 16, (8, 16), (2, 10, 0, 16)),
+        (16, 16, (16, 8), (0, 16, 4, 12)),
+        (9, 7, (7, 7), (1, 8, 0, 7)),
+    ],
+)
+def test_of_images_that_are_not_square_the_centre_is_cut_out_exactly(tmp_path, height, width, size, box):
+    pixels = noise(0, height, width, 3)
+    save(tmp_path / "a.png", pixels)
+    top, bottom, left, right = box
+    np.testing.assert_array_equal(only(tmp_path, size), pixels[top:bottom, left:right])
+
+
+def test_images_that_are_not_square_are_resized_in_shape(tmp_path):
+    """A JPEG is decoded smaller, and upright, with its halves where they were; one number is height and width."""
+    pixels = np.zeros((400, 1000, 3), np.uint8)
+    pixels[:, 500:] = 255
+    save(tmp_path / "a.jpg", pixels)
+    for size in ((8, 16), (16, 8), (12,), 12):
+        image = only(tmp_path, size)
+        height, width = size if np.ndim(size) and len(size) == 2 else (12, 12)
+        assert image.shape == (height, width, 3)
+        assert image[:, : width // 2 - 2].max() < 20 and image[:, width // 2 + 2 :].min() > 235
+    for wrong in (0, (8, 0), (), (8, 8, 8)):
+        assert "data.image_size is one number, or height and width" in error(tmp_path, image_size=wrong)
+
+
 def test_resizing_averages_what_it_drops(tmp_path):
     # Stripes as fine as pixels turn into their mean; without antialiasing they would stay black and white.
     stripes = np.zeros((64, 96), np.uint8)
@@ -389,7 +420,7 @@ def test_missing_empty_and_wrong_folders(tmp_path):
     ("options", "match"),
     [
         ({"split": "test"}, "'train'.*found split 'test'"),
-        ({"image_size": 0}, "image_size must be at least 1; found 0"),
+        ({"image_size": 0}, "data.image_size is one number, or height and width, .*found 0"),
         ({"channels": "rgba"}, "auto, grey, rgb; found 'rgba'"),
     ],
 )

@@ -68,7 +68,7 @@ def test_the_order_is_the_same_on_every_version():
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 11), (10, 0), (0, 1)])
 def test_a_batch_size_out_of_range_names_both_numbers(num_examples, batch_size):
-    with pytest.raises(UserError, match=f"batch size {batch_size} with {num_examples} examples"):
+    with pytest.raises(UserError, match=f"train.batch_size is {batch_size}, .* {num_examples} examples"):
         batch_indices(0, 0, num_examples, batch_size)
 
 
