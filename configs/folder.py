@@ -1,4 +1,4 @@
-"""Your own images: a folder of PNG, JPEG or WebP files, resized and centre-cropped to 64x64; sub-folders are labels.
+"""Your own images: a folder of PNG, JPEG, WebP, BMP or TIFF files, centre-cropped and resized to 64x64; sub-folders are labels.
 
 python -m ddpm_jax.main --config=configs/folder.py --config.data.path=<folder> --workdir=runs/<name>
 

@@ -162,6 +162,9 @@ def _parsed(text, key):
         return text
     if key.type is bool:
         return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}.get(text.lower(), text)
+    if key.words:
+        parts = (part.strip(" '\"") for part in text.strip("()[]").split(","))
+        return tuple(int(part) if part.lstrip("-").isdecimal() else part for part in parts if part)
     if key.type is tuple:
         value = ast.literal_eval(text or "()")
         return value if isinstance(value, tuple | list) else (value,)

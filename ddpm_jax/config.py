@@ -34,13 +34,14 @@ class Key(NamedTuple):
 
     accepts: names to choose from, or (predicate, its words); for a tuple it speaks of each element. None: any of the type.
     A key whose constructors have defaults of their own has the default AUTO, which leaves them to these. `explicit` is then the
-    type of the other values.
+    type of the other values. words: a tuple's elements may be words too.
     """
 
     default: Any
     help: str
     accepts: Iterable[str] | tuple[Callable, str] | None = None
     explicit: type = str
+    words: bool = False
 
     @property
     def type(self) -> type:
@@ -62,6 +63,7 @@ UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_TWO = (lambda value: 2 <= value < 2**31, "from 2 on")
 EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
+LABEL = (lambda value: value != "" if isinstance(value, str) else 0 <= value < 2**31, "a label's number or its class's name")
 FOLDER = (lambda value: value != AUTO, "that is not auto (./auto is a folder)")
 
 KEYS: dict[str, Key] = {
@@ -73,7 +75,7 @@ KEYS: dict[str, Key] = {
     "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW", FOLDER),
     "data.memory_limit_mb": Key(2048, "MiB of decoded images above which a set is read as needed; 0: always", NOT_NEGATIVE),
     "data.path": Key("", "the images, sub-folders as labels"),
-    "data.image_size": Key(64, "height and width after resizing and centre-cropping", POSITIVE),
+    "data.image_size": Key((64,), "height and width after centre-cropping and resizing; one number is both", POSITIVE),
     "data.channels": Key(AUTO, "of all images; auto: they must be of one kind", ("grey", "rgb")),
     "data.pattern": Key("moons", "the distribution", toy2d.PATTERNS),
     "data.num_examples": Key(50_000, "how many points", POSITIVE),
@@ -185,7 +187,7 @@ KEYS: dict[str, Key] = {
     "sampler.max_evaluations": Key(AUTO, "per transition", (lambda value: 7 <= value < 2**31, "at least 7"), int),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
-    "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", NOT_NEGATIVE),
+    "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", LABEL, words=True),
     "sampler.num_samples": Key(64, "images", POSITIVE),
     "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
@@ -234,7 +236,11 @@ GUIDES = ("guidance.weak", "guidance.classifier")
 # What is of one command: a run directory does not lead to these files, nor back to this checkpoint.
 OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint")
 
-NEVER_EMPTY = {"network.multipliers": "level", "ema.decays": "decay (0.0: the parameters of the last step)"}
+NEVER_EMPTY = {
+    "data.image_size": "number",
+    "network.multipliers": "level",
+    "ema.decays": "decay (0.0: the parameters of the last step)",
+}
 
 
 def base() -> ConfigDict:
@@ -248,7 +254,7 @@ def cast(key: str, value: Any) -> Any:
     entry = KEYS[key]
     if entry.type is not tuple:
         return _number(entry.type, value)
-    if type(value) in (int, float):
+    if type(value) in (int, float) or (entry.words and type(value) is str):
         value = (value,)
     return tuple(_number(entry.element, element) for element in value) if isinstance(value, list | tuple) else value
 
@@ -443,7 +449,8 @@ def check_value(key: str, value: Any, found: Any = None) -> None:
     if type(value) is not entry.type:
         raise wrong
     for element in value if entry.type is tuple else (value,):
-        if type(element) is not entry.element or (accepts is not None and not _accepted(element, accepts)):
+        word = entry.words and type(element) is str
+        if not (word or type(element) is entry.element) or (accepts is not None and not _accepted(element, accepts)):
             raise wrong
     if key in NEVER_EMPTY and not value:
         raise UserError(f"config.{key} needs at least one {NEVER_EMPTY[key]}, found ().")
@@ -468,7 +475,8 @@ def kind(key: str) -> str:
     """The type and accepted values of a key, in words."""
     entry, accepts = KEYS[key], KEYS[key].accepts
     if entry.type is tuple:
-        words = f"a tuple of {entry.element.__name__}s, as 1,2 or (1,2)"
+        example = " or words, as 1,2 or cat,dog" if entry.words else ", as 1,2 or (1,2)"
+        words = f"a tuple of {entry.element.__name__}s{example}"
         return words + (f", each {accepts[1]}" if accepts else "")
     auto = [AUTO] if entry.default == AUTO else []
     if accepts is not None and not _is_rule(accepts):

@@ -3,15 +3,18 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import plots
 from ddpm_jax.data import digits, folder
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import jobs as evaluation
 from ddpm_jax.training import jobs, loop, run, run_directory, sampling
+from ddpm_jax.training.tasks import build
 
 
 class Began(Exception):
@@ -78,6 +81,39 @@ def test_a_run_of_before_takes_its_data_as_they_are_and_remembers_them(config, t
     evaluate(config, tmp_path / "run")
     train(config, tmp_path / "run")
     assert run_directory.read(tmp_path / "run").data["classes"] == ["cat", "dog"]
+
+
+def test_images_that_are_not_square(config, tmp_path):
+    """They reach the run directory, and a network that keeps their shape."""
+    config.data.image_size = (8, 12)
+    train(config, tmp_path / "run")
+    saved = run_directory.read(tmp_path / "run")
+    assert saved.image_shape == (8, 12, 1) and saved.config.data.image_size == (8, 12)
+    task = build(config, saved.image_shape)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    drawn = jax.eval_shape(task.sample, params, task.knobs, np.uint32(0), np.arange(3, dtype=np.int32))
+    assert drawn.x.shape == (3, 8, 12, 1)
+    assert plots.picture(np.zeros((4, 8, 12, 1))).shape[:2] == (2 * (4 * 8 + 2) + 2, 2 * (4 * 12 + 2) + 2)
+
+
+def test_a_run_of_before_has_one_number_for_the_size(config, tmp_path):
+    run_directory.write(tmp_path / "run", config, (8, 8, 1), 2)
+    path = tmp_path / "run/config.json"
+    content = json.loads(path.read_text())
+    assert content["config"]["data.image_size"] == [8]
+    content["config"]["data.image_size"] = 8
+    path.write_text(json.dumps(content))
+    train(config, tmp_path / "run")
+    assert run_directory.read(tmp_path / "run").config.data.image_size == (8,)
+
+
+def test_labels_of_samples_by_their_names(config, tmp_path):
+    config.cond.labels, config.sampler.labels = True, ("dog",)
+    train(config, tmp_path / "run")
+    assert run_directory.read(tmp_path / "run").config.sampler.labels == ("dog",)
+    config.sampler.labels = ("eel", "dog")
+    with pytest.raises(UserError, match=r"has 'eel', but the labels of this run are 0 to 1 .0 cat, 1 dog."):
+        jobs.train(config, tmp_path / "run")
 
 
 def test_labels_that_say_themselves_are_not_told(config, tmp_path, capsys):
