@@ -153,6 +153,8 @@ KEYS: dict[str, Key] = {
     "train.max_skips": Key(10, "updates skipped in a row at which training stops after all", POSITIVE),
     "train.debug_nans": Key(False, "find the operation that gives the first NaN; slow"),
     "train.steps_per_call": Key(0, "steps per compiled call; 0: 1 on CPU, up to 10 elsewhere", NOT_NEGATIVE),
+    "train.init": Key("", "directory of a run whose averaged parameters are those that a new run starts from"),
+    "train.allow_changes": Key(False, "when continuing: optim, loss and train keys may differ from the run's, on purpose"),
     "train.log_every": Key(100, "steps between log lines", POSITIVE),
     "train.sample_every": Key(10_000, "steps between sample grids; 0: none before the end", NOT_NEGATIVE),
     "train.checkpoint_every": Key(10_000, "steps between checkpoints", POSITIVE),
@@ -229,12 +231,16 @@ CHANGEABLE = (
     "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "guidance.", "inpaint.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
+    "train.allow_changes",
 )  # fmt: skip
 
+# What besides may be changed on purpose, with train.allow_changes: how parameters are improved, not what they mean or are.
+ON_PURPOSE = ("optim.", "loss.", "train.")
+NEVER_CHANGED = ("optim.name", "train.init")
 # Directories of other runs that guide the samples of this one. They are taken from the command, never from a run directory.
 GUIDES = ("guidance.weak", "guidance.classifier")
 # What is of one command: a run directory does not lead to these files, nor back to this checkpoint.
-OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint")
+OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint", "train.allow_changes")
 
 NEVER_EMPTY = {
     "data.image_size": "number",
@@ -515,10 +521,20 @@ def unknown_key(key: str) -> UserError:
     return UserError(f"There is no config key {key!r}. {hint}")
 
 
-def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
-    """The keys in which two configs differ and that may not change when a run is continued, as "key: saved -> given"."""
+def changes(saved: ConfigDict, given: ConfigDict) -> dict[str, list]:
+    """{key: [saved, given]} of the keys in which two configs differ and that may not change when a run is continued."""
     saved, given = fixed(saved), fixed(given)
-    return [f"{key}: {saved[key]!r} -> {given[key]!r}" for key in saved if key in given and saved[key] != given[key]]
+    return {key: [saved[key], given[key]] for key in saved if key in given and saved[key] != given[key]}
+
+
+def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
+    """`changes` as "key: saved -> given", without those that `given` makes on purpose."""
+    found = changes(saved, given)
+    if given.train.allow_changes:
+        same_outputs = kernel(saved).loss.learns == kernel(given).loss.learns  # of the network
+        never = NEVER_CHANGED if same_outputs else (*NEVER_CHANGED, "loss.name", "loss.variance")
+        found = {key: pair for key, pair in found.items() if key in never or not key.startswith(ON_PURPOSE)}
+    return [f"{key}: {before!r} -> {after!r}" for key, (before, after) in found.items()]
 
 
 def fixed(config: ConfigDict) -> dict[str, Any]:

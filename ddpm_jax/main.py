@@ -21,7 +21,7 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 def main(argv: list[str]) -> None:
     """Parses the command line and does what it says."""
-    from ddpm_jax import command
+    from ddpm_jax import command, variants
     from ddpm_jax.evaluation import jobs as evaluation
     from ddpm_jax.training import jobs as training
 
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
         say(*command.help_text(FLAGS.config, FLAGS.workdir, overrides).splitlines())
         return
     config, workdir = command.resolve(FLAGS.config, FLAGS.workdir, FLAGS.mode, overrides)
-    (training.JOBS | evaluation.JOBS)[FLAGS.mode](config, workdir)
+    made_by = {"variants": variants.split(FLAGS.config.partition(":")[2])} if FLAGS.mode == "train" else {}
+    (training.JOBS | evaluation.JOBS)[FLAGS.mode](config, workdir, **made_by)
 
 
 def run() -> None:

@@ -472,7 +472,7 @@ GUIDE_KEYS = {"guidance.weak": "runs/weak", "guidance.classifier": "runs/classif
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
 OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS
 OTHER |= {key: value for key, (value, _) in INPAINT_KEYS.items()} | INPAINT_FILES
-OTHER |= {"sampler.checkpoint": 7}  # see tests/training/test_run.py
+OTHER |= {"sampler.checkpoint": 7, "train.init": "runs/x", "train.allow_changes": True}  # see tests/training
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
 

@@ -60,6 +60,11 @@ def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, re
         logging.set_verbosity(verbosity)
 
 
+def steps(directory: Path) -> list[int]:
+    """Of the checkpoints in a folder, damaged ones among them, by their names."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict) -> None:
     """Starts saving a pytree of arrays and JSON-able notes; returns before the files are written.
 
@@ -282,6 +287,12 @@ def _flatten(tree):
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def digest(tree: Any) -> str:
+    """The SHA-256 of the names and arrays of a pytree."""
+    lines = [f"{name} {_digest(leaf)}\n" for name, leaf in _flatten(tree).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _digest(leaf: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """What the command line's modes do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,14 +13,18 @@ from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, identity, steps_per_epoch
 from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.terminal import say
-from ddpm_jax.training import inpainting, logs, loop, parallel, run, run_directory, sampling
+from ddpm_jax.training import checkpoints, inpainting, logs, loop, parallel, run, run_directory, sampling
+from ddpm_jax.training import history as histories
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import Task, build
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains, or continues, or finds the run complete; then samples, where it can, and draws the loss, unless that was done."""
+def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> None:
+    """Trains, or continues, or finds the run complete; then samples, where it can, and draws the loss, unless that was done.
+
+    variants: those that made the config, for the record.
+    """
     devices = jax.local_devices()
     parallel.check_divisible(config.train.batch_size, devices, config.train.micro_batches)
     loop.steps_per_call(config, 0, devices[0].platform)
@@ -35,9 +39,23 @@ def train(config: ConfigDict, workdir: Path) -> None:
             run_directory.check_data(workdir, source)
         else:
             run_directory.check_new(workdir)
-        run_directory.write(workdir, config, source.image_shape, source.num_classes, source.identity)
-        draw_forward_process(config, workdir, task, source)
-        state = loop.train(config, workdir, task, source, devices)
+        run_directory.create(workdir)
+        params, origin = None, {}
+        if config.train.init and not checkpoints.steps(workdir / "checkpoints"):
+            params, origin = run.initial(config, task)
+
+        def begin(step, notes):
+            changed = run_directory.changes_of(workdir, config, notes) if step else {}
+            for key, (before, after) in changed.items():
+                say(f"changed on purpose from step {step} on: {key}: {before!r} -> {after!r}")
+            past = histories.check(notes.get("history", []))
+            trains = step < config.train.steps or changed
+            history = histories.extended(past, step, variants, changed, origin) if trains else past
+            run_directory.write(workdir, config, source.image_shape, source.num_classes, source.identity, history)
+            draw_forward_process(config, workdir, task, source)
+            return history
+
+        state = loop.train(config, workdir, task, source, devices, params=params, begin=begin)
         name = sampling.sample_name(config, int(state.step))
         if task.sample and not sampling.are_of(sampling.read_facts(workdir / "samples", name), config):
             draw_and_write(config, workdir, task, state)

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,8 +29,20 @@ from ddpm_jax.training.tasks import Task
 EARLY = 10  # steps after which the time left is told for the first time
 
 
-def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, devices: Sequence) -> State:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    task: Task,
+    source: Source | Streamed,
+    devices: Sequence,
+    *,
+    params: Any = None,
+    begin: Callable[[int, dict], list] = lambda step, notes: [],  # noqa: ARG005
+) -> State:
     """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
+
+    params: those that a new run starts from, instead of the task's; they are a checkpoint of step 0. begin(step, notes): called
+    with the checkpoint's notes, {} where there is none, before anything is written; returns the run's `history` from then on.
 
     The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient, or where
     config.train.on_nonfinite=skip has skipped as many updates in a row as config.train.max_skips; UserError where a checkpoint
@@ -41,8 +54,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     learning_rate = learning_rate_schedule(config.optim.learning_rate, config.optim.warmup_steps)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
 
-    def start():
-        return init_state(task, optimizer, config.seed, len(config.ema.decays))
+    def start(params=None):
+        return init_state(task, optimizer, config.seed, len(config.ema.decays), params)
 
     target = jax.eval_shape(start)
     run = config, source.image_shape, source.num_classes
@@ -50,8 +63,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
         manager, target, agree=partial(run_directory.check_checkpoint, workdir, *run), set_aside=True
     )
     if restored is None:
-        step, pending, skips = 0, {}, {"skipped": 0, "skipped_in_a_row": 0}
-        state = run_once(start)
+        step, pending, skips, meta = 0, {}, {"skipped": 0, "skipped_in_a_row": 0}, {}
+        state = run_once(start) if params is None else start(params)
     else:
         step, state, meta = restored
         try:
@@ -64,6 +77,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
                 f"The run in {workdir} was trained on {examples} examples and the data now hold "
                 f"{source.num_examples}: its batches would be others. Bring the same data back, or give another --workdir."
             )
+    history = begin(step, meta)
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     say(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}")
     parts = f"{len(devices)} x {c.micro_batches} x {c.batch_size // len(devices) // c.micro_batches}"
@@ -119,7 +133,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     def save():
         flush()
         log.sync()
-        notes = {"pending": pending, "num_examples": source.num_examples, **skips, "identity": run_directory.identity(*run)}
+        notes = {"pending": pending, "num_examples": source.num_examples, **skips}
+        notes |= {"identity": run_directory.identity(*run), "history": history}
         checkpoints.save(manager, step, state, notes)
 
     def draw_grid():
@@ -140,6 +155,9 @@ def train(config: ConfigDict, workdir: Path, task: Task, source: Source | Stream
     on_device: list[dict] = []  # metrics of the calls since the last flush
     first_step, logged, early = step, step, step + per_call + EARLY
     watch = Stopwatch()
+    if restored is None and params is not None:
+        save()
+        checkpoints.finish(manager)
     with signals.deferred(), Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
         if draw and step and c.sample_every and step % c.sample_every == 0 and not grid_path().exists():
             draw_grid()

@@ -16,11 +16,13 @@ from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
 from ddpm_jax.data import identity
 from ddpm_jax.diffusion.edit import noised
+from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
 from ddpm_jax.errors import UserError
 from ddpm_jax.images import checked
+from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, guided, inpainting, parallel, run_directory, sampling
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.step import State, init_state
@@ -235,6 +237,37 @@ def load_guides(config: ConfigDict, known: dict[str, Run] | None = None) -> dict
     for path in filter(None, (flat[key] for key in configs.GUIDES)):
         known[path] = known.get(path) or load(path)
     return {key: known[flat[key]] for key in configs.GUIDES if flat[key]}
+
+
+def initial(config: ConfigDict, task: Task) -> tuple[Any, dict[str, Any]]:
+    """The parameters of config.train.init, the average that its own sampling uses, and whose they are.
+
+    Says in which keys that tell what parameters mean the two runs differ. Raises UserError where its network has others.
+    """
+    other, path = load(config.train.init), jax.tree_util.keystr
+    wanted, found = (
+        {path(place, simple=True, separator="."): (*leaf.shape, leaf.dtype) for place, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (jax.eval_shape(task.init, key_of(0)), other.params))
+    )
+    if wanted != found:
+        odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))[0]
+        raise UserError(
+            f"The run in {other.workdir}, config.train.init, has another network than this one: the parameter {odd} is "
+            f"{found.get(odd, 'none')} there, {wanted.get(odd, 'none')} here. Give a run whose network is the same."
+        )
+    meaning = ("network.", "process.", "prediction.", "loss.name", "loss.variance", "cond.", "data.name")
+    differing = [
+        f"{key}: {before!r} -> {after!r}"
+        for key, (before, after) in configs.changes(other.config, config).items()
+        if key.startswith(meaning)
+    ]
+    decay = other.config.ema.decays[other.config.sampler.ema]
+    say(
+        f"starting from step {int(other.state.step)} of {other.workdir}, EMA {decay}"
+        + (f"; other there than here: {'; '.join(differing)}" if differing else "")
+    )
+    origin = {"run": str(other.workdir.absolute()), "step": int(other.state.step), "ema_decay": decay}
+    return other.params, origin | {"sha256": checkpoints.digest(other.params)}
 
 
 def restore(workdir: Path, config: ConfigDict) -> Run:

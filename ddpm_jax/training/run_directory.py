@@ -1,7 +1,7 @@
 """A run directory is complete: all that sampling or continuing the run needs lies in it.
 
 config.json        format, the whole config, shape of the images, number of classes, which data they are, the random numbers'
-                   implementation, versions of the packages
+                   implementation, versions of the packages; history: what commands and code trained it, what was changed
 metrics.jsonl      one JSON object per logged step
 lock               held while a process trains here; who it is
 checkpoints/       orbax, one folder per step
@@ -9,7 +9,7 @@ samples/           grids drawn during training, and what --mode=sample wrote
 
 A run directory from a stranger is data. Nothing in it is executed or unpickled, no path that it names is followed when it is
 sampled from, nor any link, and what is wrong with it is an error. (Continuing its training does read the data that its config
-names. A config *file*, --config=x.py, is a program and runs as one.)
+names, and beginning it the run of train.init. A config *file*, --config=x.py, is a program and runs as one.)
 """
 
 import contextlib
@@ -31,9 +31,10 @@ from ddpm_jax.data import identity as data_identity
 from ddpm_jax.diffusion.keys import IMPLEMENTATION
 from ddpm_jax.errors import UserError, first_line, remedy
 from ddpm_jax.terminal import say
+from ddpm_jax.training import checkpoints
+from ddpm_jax.training import history as histories
 
 FORMAT = 4
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "ml_collections", "tensorflow-datasets", "numpy")
 
 
 def _several_averages(content):
@@ -125,19 +126,21 @@ def write(
     image_shape: tuple[int, ...],
     num_classes: int = 0,
     data: data_identity.Identity | None = None,
+    history: histories.History | None = None,
 ) -> None:
     """Creates the directory's folders and writes config.json, whole or not at all."""
+    create(workdir)
+    values = configs.flatten(config) | configs.fixed(config)
     try:
-        for name in ("checkpoints", "samples"):
-            files.folder(workdir, name)
         content = {
             "format": FORMAT,
-            "config": configs.flatten(config) | configs.fixed(config),
+            "config": {key: value for key, value in values.items() if key not in configs.OF_THE_COMMAND},
             "image_shape": list(image_shape),
             "num_classes": num_classes,
             "random": IMPLEMENTATION,
             "data": data or {},
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": {name: importlib.metadata.version(name) for name in histories.PACKAGES},
+            "history": history or [],
         }
         files.write_json(workdir / "config.json", content)
     except OSError as error:
@@ -154,14 +157,15 @@ def check_agreement(workdir: Path, config: ConfigDict) -> None:
     if differing:
         raise UserError(
             f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave "
-            "these as they are there (or give --workdir without --config); for a new run give another --workdir."
+            "these as they are there (or give --workdir without --config); for a new run give another --workdir. (Keys of "
+            "optim, loss and train are changed on purpose with --config.train.allow_changes=true, but for those that change "
+            "what the parameters are.)"
         )
 
 
 def check_new(workdir: Path) -> None:
     """Raises UserError where a run is to begin in a directory that holds checkpoints of another, whose config.json is gone."""
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
-    if steps:
+    if steps := checkpoints.steps(workdir / "checkpoints"):
         raise UserError(
             f"{workdir} holds checkpoints (of steps {', '.join(map(str, steps))}), but no config.json, which says of what run "
             "they are. Put that run's config.json back, or give another --workdir."
@@ -178,6 +182,37 @@ def identity(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int)
     return {"format": FORMAT, "config": configs.fixed(config), **data, "random": IMPLEMENTATION}
 
 
+def read_history(workdir: Path) -> histories.History:
+    """That of config.json; [] where there is none. Raises UserError for what is no history."""
+    path = workdir / "config.json"
+    try:
+        return histories.check(files.read_json(path).get("history", []))
+    except files.Missing:
+        return []
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a run's config ({first_line(error)}). Put a copy of it there.") from error
+
+
+def changes_of(workdir: Path, config: ConfigDict, meta: dict[str, Any]) -> dict[str, list]:
+    """{key: [before, now]} of the fixed keys: from the notes of the checkpoint that is continued to this config.
+
+    Of a checkpoint of before, without an identity, from config.json to it.
+    """
+    if "identity" not in meta:
+        return configs.changes(read(workdir)[0], config) if exists(workdir) else {}
+    saved, _ = _migrated(meta["identity"])
+    return configs.changes(configs.unflatten(configs.flatten(configs.base()) | saved["config"]), config)
+
+
+def create(workdir: Path) -> None:
+    """Creates the directory's folders."""
+    try:
+        for name in ("checkpoints", "samples"):
+            files.folder(workdir, name)
+    except OSError as error:
+        raise _cannot_be_written(workdir, error) from error
+
+
 def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, step: int, meta: Any):
     """Raises UserError, naming what differs, where the checkpoint of `step` is of another run than this config's.
 
@@ -188,9 +223,10 @@ def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, 
     try:
         saved, version = _migrated(meta["identity"])
         there = configs.unflatten(configs.flatten(configs.base()) | {**saved["config"]})
-        differing = configs.differences(there, config)
+        past = histories.before(configs.flatten(config), read_history(workdir), step)  # what changed since was on purpose
+        differing = configs.differences(there, configs.unflatten(past))
         shapes, classes = [saved["image_shape"], list(image_shape)], {saved["num_classes"], num_classes}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"The notes of the checkpoint of step {step} in {workdir} do not say of what run it is ({first_line(error)}): use "
             "the code that wrote it."

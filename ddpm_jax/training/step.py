@@ -29,9 +29,12 @@ class State(NamedTuple):
     history: Any = ()
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, averages: int) -> State:
-    """The state before the first step, with `averages` copies of the parameters to begin the averages with."""
-    params = task.init(jax.random.fold_in(key_of(seed), INIT))
+def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, averages: int, params: Any = None) -> State:
+    """The state before the first step, with `averages` copies of the parameters to begin the averages with.
+
+    params: the parameters to start from; by default the task's own.
+    """
+    params = task.init(jax.random.fold_in(key_of(seed), INIT)) if params is None else params
     ema = tuple(jax.tree.map(jnp.copy, params) for _ in range(averages))
     return State(jnp.asarray(0), params, optimizer.init(params), ema, jax.tree.map(jnp.copy, task.history))
 

@@ -209,7 +209,7 @@ def test_stopped_by_signals_and_continued(point_config, point_source, tmp_path, 
                 time.sleep(0.5)  # the loop waits for this batch, and sees the signal first
             return point_source.gather(indices)
 
-        return Streamed(48, (2,), 1, gather)
+        return Streamed(48, (2,), 3, gather)
 
     for _ in range(2):
         with signals.listening(), pytest.raises(signals.Stopped):
