@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import files, images
+from ddpm_jax import files, images, lines
 from ddpm_jax.construct import arguments, construct
 from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.data.identity import Identity, digest
@@ -31,6 +31,7 @@ from ddpm_jax.training.tasks import Task, kernel
 
 # What a random number of an evaluation is for: the last part of its address (seed, example, purpose).
 DEQUANTISE, PROBE, NOISE = range(3)
+NUMBERS = ("ode", "ode_evaluations", "bound", "bound_prior", "bound_decoder", "bound_evaluations")  # of an example
 PARTS = 10  # of the chain, for which the bound's terms are kept apart
 
 
@@ -46,7 +47,7 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
     conditions = conditions_of(run, source.identity)
     folder = files.folder(run.workdir, "evaluations")
     path = records.path_of(folder, f"bits_per_dimension_step_{int(run.state.step):08}", conditions)
-    results = records.open_records(path, conditions)
+    results = records.open_records(path, conditions, is_result)
     left = [i for i in range(count) if i not in results]
     batch = -(-min(c.batch_size, count) // len(devices)) * len(devices)
     start = time.monotonic()
@@ -61,15 +62,15 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
             batched = {name: parallel.split(array, devices) for name, array in source.gather(padded).items()}
             found = jax.device_get(_explained(compute, params, batched, parallel.split(padded, devices)))
             found = {name: np.concatenate(values) for name, values in found.items()}
-            lines = [{"example": i} | {name: found[name][k].tolist() for name in found} for k, i in enumerate(now)]
-            for line in lines:
+            new = [{"example": i} | {name: found[name][k].tolist() for name in found} for k, i in enumerate(now)]
+            for line in new:
                 if not math.isfinite(line["ode"] + line["bound"]):
                     raise UserError(
                         f"The likelihood of example {line['example']} is not finite: the network's output is not, or the "
                         "adaptive solver did not arrive. Raise --config.eval.rtol and atol, or take --config.eval.solver=rk4."
                     )
-            records.append(path, lines)
-            results |= {line["example"]: line for line in lines}
+            records.append(path, new)
+            results |= {line["example"]: line for line in new}
             progress(count - len(left) + first + len(now))
     summary = {"conditions": conditions, **summarise([results[i] for i in range(count)], source.image_shape)}
     files.write_json(path.with_suffix(".json"), summary)
@@ -82,6 +83,14 @@ def _explained(compute, *args):
         return compute(*args)
     except ValueError as error:
         raise UserError(f"The settings of config.eval do not suit the run: {error}.") from error
+
+
+def is_result(line: dict[str, Any]) -> bool:
+    """Whether a line of the file has the results of an example, as `make_compute` computes them."""
+    if set(line) != {"example", "bound_terms", *NUMBERS} or not all(lines.is_number(line[name]) for name in NUMBERS):
+        return False
+    terms = line["bound_terms"]
+    return isinstance(terms, list) and len(terms) == PARTS and all(map(lines.is_number, terms))
 
 
 def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:

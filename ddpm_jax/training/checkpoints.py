@@ -41,18 +41,18 @@ def open_manager(directory: Path, keep_last: int = 1, keep_every: int = 0, *, re
             f"{directory} cannot hold checkpoints, since Python cannot read its path as UTF-8. Set LC_ALL=C.UTF-8 and leave "
             "PYTHONUTF8 unset, or give a --workdir without such letters."
         ) from error
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    settings = {"read_only": True}
     if not read_only:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last,
-            keep_period=keep_every or None,
-            cleanup_tmp_directories=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
-        )
+        settings = {
+            "max_to_keep": keep_last,
+            "keep_period": keep_every or None,
+            "cleanup_tmp_directories": True,
+            "async_options": ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_sums(directory)),
+        }
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # orbax warns of what it makes of read_only=True
     try:
-        return ocp.CheckpointManager(directory.absolute(), options=options)
+        return ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(**settings))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # of _CHECKPOINT_METADATA
         reason = first_line(error)
         raise UserError(f"None of the checkpoints in {directory} can be read ({reason}): give another --workdir.") from error

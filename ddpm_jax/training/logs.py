@@ -1,7 +1,6 @@
 """The log of a run: JSON lines in metrics.jsonl, the same scalars and the sample grids as TensorBoard events."""
 
 import contextlib
-import json
 import os
 import socket
 import struct
@@ -16,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from ddpm_jax import files
+from ddpm_jax import files, lines
 from ddpm_jax.errors import UserError, remedy
 from ddpm_jax.terminal import say
 
@@ -40,8 +39,8 @@ class Log:
 
     def scalars(self, step: int, values: dict[str, Any], levels: tuple[float, float]) -> None:
         """A JSON line; in TensorBoard each number, and loss_by_level under the middle of each level."""
-        with self._recording(), files.open_to_append(self.path) as file:
-            file.write((json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode())
+        with self._recording():
+            lines.append(self.path, [{"step": step, **values}])
         scalars = {}
         for name, value in values.items():
             if not isinstance(value, list):
@@ -60,8 +59,9 @@ class Log:
 
     def sync(self) -> None:
         """Returns when the lines are on the disk: before a checkpoint, which must not outlive them in a power cut."""
-        with self._recording(), files.open_to_append(self.path) as file:
-            os.fsync(file.fileno())
+        if self.path.exists():
+            with self._recording(), files.open_to_append(self.path) as file:
+                os.fsync(file.fileno())
 
     def _event(self, step: int, **content: Any) -> None:
         """Appends an event: length, its checksum, the event, its checksum (the TFRECORD form)."""
@@ -92,20 +92,18 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file. Lines that are damaged, as a kill leaves the last one, are left out."""
-    lines, text = [], ""
-    with contextlib.suppress(files.Missing):
-        text = files.read_text(path)
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            values = files.parse_json(line)
-            if isinstance(values, dict) and type(values.get("step")) is int:
-                lines.append(values)
-    return lines
+    """The objects of a metrics file, [] where there is none. Damaged lines are left out, and told. Raises UserError."""
+    return lines.read(path, _is_of_metrics)
 
 
 def cut(path: Path, step: int) -> None:
-    """Drops the lines past a step."""
+    """Drops the lines past a step, and those that are damaged."""
     if path.exists():
-        kept = [json.dumps(values) + "\n" for values in read(path) if values["step"] <= step]
-        files.write_text(path, "".join(kept))
+        lines.write(path, [values for values in read(path) if values["step"] <= step])
+
+
+def _is_of_metrics(values) -> bool:
+    """A step, and a loss, and by other names nothing but numbers, None for what was not measured, and lists of both."""
+    flat = [inner for value in values.values() for inner in (value if isinstance(value, list) else [value])]
+    numbers = all(value is None or lines.is_number(value) for value in flat)
+    return numbers and lines.is_whole(values.get("step")) and "loss" in values and not isinstance(values["loss"], list)

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from ddpm_jax import config as configs
-from ddpm_jax import main, variants
+from ddpm_jax import lines, main, variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
 from ddpm_jax.diffusion.bound import VARIANCES
@@ -200,9 +200,10 @@ def test_it_goes_on_where_it_was_killed(trained, capsys):
     words = ("eval.num_examples=12", "eval.batch_size=4")
     summary, _ = evaluate(workdir, *words)
     path = next(workdir.glob("evaluations/*.jsonl"))
-    whole = path.read_text().splitlines(keepends=True)
-    marked = [line.replace('"ode_evaluations": 12', '"ode_evaluations": 13') for line in whole[:9]]
-    path.write_text("".join(marked) + whole[9][:40])
+    rows = lines.read(path, lambda _: True)
+    lines.write(path, [row | ({"ode_evaluations": 13} if "example" in row else {}) for row in rows[:9]])
+    with path.open("a") as file:
+        file.write('{"example": 8, "ode": 1.2')
     again, found = evaluate(workdir, *words)
     assert "12 examples of the split test, 8 of them done" in capsys.readouterr().out
     assert [line["ode_evaluations"] for line in found[1:]] == [13] * 8 + [12] * 4
@@ -213,6 +214,29 @@ def test_it_goes_on_where_it_was_killed(trained, capsys):
     fewer, _ = evaluate(workdir, "eval.num_examples=5")
     assert "of them done" not in capsys.readouterr().out and fewer["examples"] == 5
     assert fewer["ode"]["evaluations"] == 13
+
+
+def test_damaged_results_are_told_and_computed_again(trained, capsys):
+    """A digit, a key, a number without end; with a checksum, and without one as in files of before. Lost lines too."""
+    workdir = trained()
+    words = ("eval.num_examples=8", "eval.batch_size=8")
+    summary, whole = evaluate(workdir, *words)
+    path = next(workdir.glob("evaluations/*.jsonl"))
+    digit = json.dumps(whole[1]).replace('"ode": ', '"ode": 1')
+    old = [{key: value for key, value in row.items() if key != lines.SUM} for row in whole]
+    key = json.dumps(old[2]).replace('"bound_prior"', '"bound_prjor"')
+    endless = json.dumps(old[3] | {"ode": 1}).replace('"ode": 1', '"ode": 9e999')
+    short = json.dumps(old[4] | {"bound_terms": [1.0]})
+    kept = [json.dumps(old[0]), *map(json.dumps, old[5:8])]
+    path.write_text("\n".join([*kept, digit, key, endless, short]) + "\n")
+    capsys.readouterr()
+    again, found = evaluate(workdir, *words)
+    out = capsys.readouterr().out
+    assert "4 of 8 lines are damaged and left out (line 5, 6, 7, 8)" in out and "3 of them done" in out
+    assert sorted(row["example"] for row in found[1:]) == list(range(8))
+    np.testing.assert_allclose(again["ode"]["bits_per_dimension"], summary["ode"]["bits_per_dimension"], rtol=1e-4)
+    evaluate(workdir, *words)
+    assert "damaged" not in capsys.readouterr().out
 
 
 def test_other_conditions_are_another_file(tmp_path):
