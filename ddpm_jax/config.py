@@ -351,8 +351,14 @@ def is_default(key: str, config: ConfigDict) -> bool:
 
 def _own(key, config):
     by = chooser(key)
-    own = own_default(KEYS[by].accepts[acting(by, config)], key.rpartition(".")[2], AUTO) if by else AUTO
+    own = own_default(_chosen(by, config), key.rpartition(".")[2], AUTO) if by else AUTO
     return AUTO if own is None or own == math.inf else own
+
+
+def _chosen(by, config):
+    """The constructor that the key `by` chooses; None for a name of another version."""
+    table, name = KEYS[by].accepts, acting(by, config)
+    return table[name] if name in table else None
 
 
 def takers(key: str) -> dict[str, Any]:
@@ -366,9 +372,8 @@ def why_not(key: str, config: ConfigDict) -> str:
     by = chooser(key)
     if not by or key == "sampler.steps":  # a grid that has a length of its own is held to it
         return ""
-    chosen = acting(by, config)
-    if not takes(KEYS[by].accepts[chosen], key.rpartition(".")[2]):
-        return f"does not apply to {by}={chosen}"
+    if not takes(_chosen(by, config), key.rpartition(".")[2]):
+        return f"does not apply to {by}={acting(by, config)}"
     return why_not(by, config)
 
 
