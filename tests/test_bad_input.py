@@ -225,7 +225,7 @@ TABLE = {
         ["interval_low is 3.0 and interval_high 2.0", "raise the latter"],
     ),
     "no weaker run": (
-        None, "--mode=sample --workdir=run --config.guidance.weak=nowhere",
+        None, "--mode=sample --workdir=run --config.guidance.weak=nowhere --config.guidance.scale=2",
         ["There is no run in nowhere"],
     ),
     "a weaker run of another process": (

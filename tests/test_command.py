@@ -140,6 +140,9 @@ MISTAKES = {
     GOOD + " --config.network.multipliers=()": ["config.network.multipliers needs at least one level"],
     # values that do not go together
     GOOD + " --config.sampler.eta=0.5": ["config.sampler.eta does not apply to sampler.name=ancestral"],
+    GOOD + " --config.sampler.t_min=0.1": ["config.sampler.t_min does nothing on a table of steps", "leave it out."],
+    GOOD + " --config.times.t_min=0.1": ["config.times.t_min does nothing on a table of steps", "leave it out."],
+    GOOD + ":edm --config.sampler.s_min=0.1": ["sampler.s_min does nothing without churn, config.sampler.s_churn: leave it"],
     GOOD + ":ddim --config.sampler.eta=1.5": ["takes auto or a float from 0 to 1, found '1.5'."],
     GOOD + ":ddim --config.sampler.variance=small": ["config.sampler.variance does not apply to sampler.name=ddim"],
     GOOD + " --config.data.raw_dir=raw": ["config.data.raw_dir does not apply to data.name=digits"],
@@ -208,6 +211,8 @@ GRAMMAR = {
     GOOD + " --config.sampler.steps=2 --config.sampler.grid=explicit --config.sampler.times=1,0.5": ("sampler.times", (1, 0.5)),
     GOOD + ":ddim --config.sampler.eta=auto": ("sampler.eta", "auto"),
     GOOD + ":ddim --config.sampler.eta=1": ("sampler.eta", 1.0),
+    GOOD + ":edm --config.sampler.s_min=0.1 --config.sampler.s_churn=2": ("sampler.s_min", 0.1),
+    GOOD + ":vp --config.times.t_min=0.1": ("times.t_min", 0.1),
     GOOD + " --config.process.rescale": ("process.rescale", True),
     GOOD + " --config.data.split=a=b": ("data.split", "a=b"),
     GOOD + " --config.data.split=": ("data.split", ""),

@@ -1,5 +1,6 @@
 import functools
 import inspect
+import itertools
 import json
 import re
 
@@ -12,10 +13,11 @@ from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax import variants
-from ddpm_jax.construct import AUTO, construct
+from ddpm_jax.construct import AUTO, arguments, construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.inverse import INPAINTING
+from ddpm_jax.diffusion.likelihood import SOLVERS, chain_times
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
@@ -166,6 +168,150 @@ def parts(config):
         "loss": computation(task.loss, params, batch, examples, task.history),
         "sample": (computation(task.sample, params, task.knobs, np.uint32(0), indices), knobs),
     }
+
+
+def tree(made):
+    return str(jax.tree.structure(made)), [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(made)]
+
+
+def of_process(config):
+    return tree(construct(PROCESSES, config.process))
+
+
+def of_prediction(config):
+    prediction = construct(PREDICTIONS, config.prediction)
+    return computation(lambda x: prediction.scale(PROCESSES["edm"](), x), jnp.full(2, 0.5))
+
+
+def of_times(config):
+    process, times, total = construct(PROCESSES, config.process), construct(TIMES, config.times), 2
+    draw = lambda keys: times.draw(process, Examples(keys, jnp.arange(total), total), times.init(process))  # noqa: E731
+    return computation(draw, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), total)))
+
+
+def of_loss(config):
+    loss = construct(LOSSES, dict(config.loss) | {"weighting": construct(WEIGHTINGS, config.loss, choice="weighting")})
+    network = lambda x, time: jnp.concatenate([x] * (1 + bool(loss.learns)), -1)  # noqa: E731, ARG005
+    process, x, t = PROCESSES["linear"](steps=10), jnp.zeros((2, 3)), jnp.full(2, 0.5)
+    return computation(lambda x: loss.of(network, process, PREDICTIONS["eps"](), x, x, t), x)
+
+
+def of_sampler(config):
+    process = construct(PROCESSES, config.process)
+    return tree((construct(SAMPLERS, config.sampler), construct(GRIDS, config.sampler, process, choice="grid")))
+
+
+def of_evaluation(config):
+    solver = construct(SOLVERS, config.eval, choice="solver")
+    chain = chain_times(construct(PROCESSES, config.process), steps=config.eval.bound_steps)
+    return solver.func, str(solver.args), solver.keywords, np.asarray(chain).tolist()
+
+
+def of_network(config):
+    network = construct(NETWORKS, dict(config.network) | {"outputs": 1, "num_classes": 0})
+    x, time = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, time)
+    return str(params), computation(network.apply, params, x, time)
+
+
+def given_to(config, section):
+    """The choices of a section and of the process, with what their constructors are given: what is made depends on no more."""
+    keys = [key for key in configs.KEYS if key.startswith((section, "process")) and isinstance(configs.KEYS[key].accepts, dict)]
+    chosen = [(key, configs.KEYS[key].accepts[name]) for key in keys if (name := configs.value_of(key, config)) != AUTO]
+    return str([(key, made, arguments(made, config[key.partition(".")[0]])) for key, made in chosen])
+
+
+def crossed(**choices):
+    return [dict(zip(choices, names, strict=True)) for names in itertools.product(*choices.values())]
+
+
+# section: (what is made of it, the choices to make it of); those that do not go together are passed over.
+MADE = {
+    "process": (of_process, crossed(**{"process.name": PROCESSES})),
+    "prediction": (of_prediction, crossed(**{"prediction.name": PREDICTIONS})),
+    "times": (of_times, crossed(**{"process.name": ("linear", "vp"), "times.name": TIMES})),
+    "loss": (
+        of_loss,
+        crossed(**{"loss.weighting": WEIGHTINGS}) + crossed(**{"loss.name": ("hybrid", "vlb"), "loss.weighting": ("p2",)}),
+    ),
+    "sampler": (
+        of_sampler,
+        crossed(**{"sampler.name": SAMPLERS})
+        + crossed(**{"sampler.name": ("euler", "heun"), "sampler.s_churn": (1.0,)})
+        + crossed(**{"sampler.name": ("deis",), "sampler.order": (3,)})
+        + crossed(**{"process.name": ("linear", "vp", "ncsn"), "sampler.grid": GRIDS}),
+    ),
+    "eval": (of_evaluation, crossed(**{"process.name": ("linear", "vp"), "eval.solver": SOLVERS})),
+}
+
+
+@pytest.mark.parametrize("section", MADE)
+def test_a_key_applies_exactly_where_it_does_something(section):
+    """Found by making what the choices make, with one value of the key and with another. Elsewhere it is refused."""
+    make, all_choices = MADE[section]
+    keys = [key for key in configs.KEYS if key.startswith(section) and configs.chooser(key) and key != "sampler.steps"]
+    keys += ["eval.bound_steps"] * (section == "eval")
+    seen = set()
+    for choices in all_choices:
+        base = smoke({"sampler.steps": 5, "sampler.sections": "ddim5", "process.steps": 100} | choices)
+        try:
+            one, given = make(base), given_to(base, section)
+        except ValueError:
+            continue
+        for key in {*keys} - {*choices}:
+            value = {"process.steps": 90, "loss.variance": "small"}.get(key, (TASK_KEYS | EVAL_KEYS)[key][0])
+            config = configs.unflatten(configs.flatten(base) | {key: value})
+            try:
+                differs = (given_to(config, section) != given or key == "eval.bound_steps") and make(config) != one
+            except ValueError:  # a fixed variance in the hybrid loss
+                differs = True
+            assert differs == configs.applies(key, config), (choices, key, configs.why_not(key, config))
+            if differs:
+                seen.add(key)
+            else:
+                with pytest.raises(UserError, match=f"config.{key} .*: leave it out"):
+                    configs.check_applies(key, config)
+    assert seen == {*keys} - {"loss.weighting"}
+
+
+# What else keeps a key from acting: (key, another value, what both configs set).
+IDLE = [
+    ("network.fourier_scale", 8.0, {}),
+    ("network.resample_projection", True, {}),
+    ("network.heads", 2, {"network.head_channels": 4}),
+    ("network.single_up_attention", True, {}),
+]
+
+
+@pytest.mark.parametrize("key, value, given", IDLE, ids=[key for key, *_ in IDLE])
+def test_a_key_that_does_nothing_changes_no_network(key, value, given):
+    config = smoke(given | {key: value})
+    assert of_network(config) == of_network(smoke(given)) and not configs.applies(key, config)
+    assert configs.applies(key, smoke(TASK_KEYS[key][2]))
+
+
+def test_the_interval_the_weaker_run_and_the_classifiers_sampler_do_nothing():
+    for changes, key in (
+        ({"cond.labels": True, "guidance.interval_low": 0.5}, "guidance.interval_low"),
+        ({"cond.labels": True, "guidance.interval_high": 9.0}, "guidance.interval_high"),
+        ({"cond.labels": True, "guidance.rescale": 0.7}, "guidance.rescale"),
+        ({"guidance.weak": "runs/weak"}, "guidance.weak"),
+        ({"cond.dropout": 0.2}, "cond.dropout"),
+        ({"task": "classifier"}, "sampler.name"),
+        ({"task": "classifier"}, "loss.weighting"),
+        ({}, "train.max_skips"),
+        ({"eval.probe": "exact"}, "eval.probes"),
+    ):
+        with pytest.raises(UserError, match=f"config.{key} .*: leave it out"):
+            configs.check_applies(key, smoke(changes))
+    configs.check_applies("guidance.interval_low", smoke({"guidance.classifier": "runs/c"}))
+    configs.check_applies("train.max_skips", smoke({"train.on_nonfinite": "skip"}))
+    configs.check_applies("sampler.ema", smoke({"task": "classifier"}))
+
+
+def test_which_processes_are_tables():
+    for name, make in PROCESSES.items():
+        assert configs.applies("times.t_min", smoke({"process.name": name})) == (make().num_steps == 0), name
 
 
 @functools.cache

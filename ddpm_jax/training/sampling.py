@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, images, plots
-from ddpm_jax.config import GUIDES, KEYS, acting, applies, is_default
+from ddpm_jax.config import GUIDES, acting, applies, is_default
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
@@ -164,7 +164,8 @@ def sample_name(config: ConfigDict, step: int) -> str:
     others = [key for key in sampler if key not in ELSEWHERE and applies(f"sampler.{key}", config)]
     given = [key for key in others if not is_default(f"sampler.{key}", config)]
     parts += [f"{key}_{_in_a_name(sampler[key])}" for key in given]
-    guidance = [key for key in config.guidance if config.guidance[key] != KEYS[f"guidance.{key}"].default]
+    guidance = [key for key in config.guidance if applies(f"guidance.{key}", config)]
+    guidance = [key for key in guidance if not is_default(f"guidance.{key}", config)]
     in_a_name = {key: _path_in_a_name if f"guidance.{key}" in GUIDES else _in_a_name for key in guidance}
     parts += [f"guidance_{key}_{in_a_name[key](config.guidance[key])}" for key in guidance]
     if config.inpaint.images:
