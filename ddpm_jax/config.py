@@ -423,7 +423,7 @@ IDLE: list[tuple[str, Callable[[ConfigDict], bool], str]] = [
     ("cond.dropout", *NO_LABELS),
     ("network.fourier_scale", lambda config: config.network.time_embedding != "fourier", "needs time_embedding=fourier"),
     ("network.resample_projection", lambda config: not config.network.residual_resample, "needs residual_resample=true"),
-    ("network.heads", lambda config: config.network.head_channels > 0, "does nothing where network.head_channels is not 0"),
+    ("network.heads", lambda config: config.network.head_channels != 0, "does nothing where network.head_channels is not 0"),
     ("network.single_up_attention", lambda config: not config.network.attention, "needs network.attention"),
     ("network.single_up_attention", _classifies, "does nothing in a classifier, which has no way up"),
     ("train.max_skips", lambda config: config.train.on_nonfinite != "skip", "needs train.on_nonfinite=skip"),
