@@ -27,7 +27,7 @@ def class_names(identity: Identity) -> tuple[str, ...]:
 
 def numbered(names: Sequence[str], limit: int = 20) -> str:
     """The names with their labels, as they are told; of many the first."""
-    told = [f"{label} {shown(name, _WIDE)}" for label, name in enumerate(names[:limit])]
+    told = [f"{label} '{shown(name, _WIDE)}'" for label, name in enumerate(names[:limit])]
     return ", ".join(told + ["..."] * (len(names) > limit))
 
 

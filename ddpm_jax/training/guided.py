@@ -128,8 +128,10 @@ def numbers(labels: Sequence[int | str], num_classes: int, class_names: Sequence
     found = [called.get(label, label) for label in labels]
     for label in found:
         if isinstance(label, str) or not 0 <= label < num_classes:
-            near = difflib.get_close_matches(str(label), called, 1)
+            near = difflib.get_close_matches(label, called, 1) if isinstance(label, str) else []
             meant = f" Did you mean {near[0]}?" if near else ""
+            if str(label) in called:
+                meant = f" A number is a label: that of the class {label} is {called[str(label)]}."
             known = f"0 to {num_classes - 1}" + (f" ({identity.numbered(class_names)})" if called else ", and have no names")
             raise UserError(f"config.sampler.labels has {label!r}, but the labels of this run are {known}.{meant}")
     return tuple(found)

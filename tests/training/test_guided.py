@@ -106,6 +106,9 @@ def test_a_sample_depends_on_its_label_not_on_those_of_others(sampler, run):
         assert (np.abs(other[i] - in_turn[i]).max() > 1e-3) == (i != 2)
     np.testing.assert_allclose(run.sample(3, labels=np.array([2, 1, 2]))[2], in_turn[2], atol=1e-5)
     np.testing.assert_allclose(run.sample(3, labels=1)[1], in_turn[1], atol=1e-5)
+    named = dataclasses.replace(run, class_names=NAMES)
+    np.testing.assert_allclose(named.sample(3, labels="bee")[1], in_turn[1], atol=1e-5)
+    np.testing.assert_allclose(named.sample(2, labels=["cat", "bee"])[1], in_turn[1], atol=1e-5)
 
 
 NAMES = ("ant", "bee", "cat")
@@ -120,13 +123,14 @@ def test_labels_are_called_by_the_names_of_classes(config):
     assert guided.numbers(["cat", 1, "ant"], 3, NAMES) == (2, 1, 0)
     assert guided.numbers(["1", 1], 2, ["1", "2"]) == (0, 1)  # a word is a name, a number a label
     for label, names, told in [
-        ("dog", NAMES, r"has 'dog'.* 0 to 2 \(0 ant, 1 bee, 2 cat\)"),
+        ("dog", NAMES, r"has 'dog'.* 0 to 2 \(0 'ant', 1 'bee', 2 'cat'\)"),
+        (10, ("2", "10"), "A number is a label: that of the class 10 is 1"),
         ("kat", NAMES, "Did you mean cat"),
         (3, NAMES, "has 3.*0 to 2"),
         ("cat", (), "0 to 2, and have no names"),
     ]:
         with pytest.raises(UserError, match=told):
-            guided.numbers([label], 3, names)
+            guided.numbers([label], len(names) or 3, names)
 
 
 def test_a_denoiser_of_a_class_by_its_name(run):

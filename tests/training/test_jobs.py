@@ -54,7 +54,7 @@ def evaluate(config, workdir):
 
 def test_a_run_remembers_its_data(config, tmp_path, capsys):
     train(config, tmp_path / "run")
-    assert "labels: 0 cat, 1 dog\n" in capsys.readouterr().out
+    assert "labels: 0 'cat', 1 'dog'\n" in capsys.readouterr().out
     content = json.loads((tmp_path / "run/config.json").read_text())
     assert content["data"] == folder.load(split="train", path=config.data.path, image_size=8).identity
     assert content["data"]["classes"] == ["cat", "dog"]
@@ -112,7 +112,7 @@ def test_labels_of_samples_by_their_names(config, tmp_path):
     train(config, tmp_path / "run")
     assert run_directory.read(tmp_path / "run").config.sampler.labels == ("dog",)
     config.sampler.labels = ("eel", "dog")
-    with pytest.raises(UserError, match=r"has 'eel', but the labels of this run are 0 to 1 .0 cat, 1 dog."):
+    with pytest.raises(UserError, match="has 'eel', but the labels of this run are 0 to 1 .0 'cat', 1 'dog'."):
         jobs.train(config, tmp_path / "run")
 
 
