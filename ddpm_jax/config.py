@@ -61,10 +61,19 @@ PERCENT = (lambda value: 0 <= value <= 100, "from 0 to 100")
 BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 UNIT = (lambda value: 0 < value <= 1, "greater than 0 and at most 1")
 SEED = (lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
-FROM_TWO = (lambda value: 2 <= value < 2**31, "from 2 on")
-EMBEDDABLE = (lambda value: 4 <= value < 2**31 and value % 2 == 0, "that is even and at least 4")
+EMBEDDABLE = (lambda value: 4 <= value <= 8192 and value % 2 == 0, "that is even and at least 4, at most 8192")
 LABEL = (lambda value: value != "" if isinstance(value, str) else 0 <= value < 2**31, "a label's number or its class's name")
+SHORT = (lambda value: len(value) <= 1000, "of at most 1000 characters")
 FOLDER = (lambda value: value != AUTO, "that is not auto (./auto is a folder)")
+
+
+def to(limit: int, least: int = 1) -> tuple[Callable, str]:
+    """What is accepted of a key by which memory, time or a program grows: far more than anyone trains with, and no mistype."""
+    words = {0: "at least 0 and", 1: "greater than 0 and"}.get(least, f"at least {least} and")
+    return (lambda value: least <= value <= limit), f"{words} at most {limit}"
+
+
+STEPS = 100_000  # of a table, a chain or a grid, at most
 
 KEYS: dict[str, Key] = {
     "task": Key("diffusion", "what is trained", TASKS),
@@ -75,25 +84,25 @@ KEYS: dict[str, Key] = {
     "data.raw_dir": Key("", "folder with the set's official raw files; empty: the variable DDPM_JAX_RAW", FOLDER),
     "data.memory_limit_mb": Key(2048, "MiB of decoded images above which a set is read as needed; 0: always", NOT_NEGATIVE),
     "data.path": Key("", "the images, sub-folders as labels"),
-    "data.image_size": Key((64,), "height and width after centre-cropping and resizing; one number is both", POSITIVE),
+    "data.image_size": Key((64,), "height and width after centre-cropping and resizing; one number is both", to(8192)),
     "data.channels": Key(AUTO, "of all images; auto: they must be of one kind", ("grey", "rgb")),
     "data.pattern": Key("moons", "the distribution", toy2d.PATTERNS),
-    "data.num_examples": Key(50_000, "how many points", POSITIVE),
+    "data.num_examples": Key(50_000, "how many points", to(10_000_000)),
     "data.seed": Key(0, "of the points", SEED),
     "data.flip": Key(False, "mirror images left to right at random"),
     "cond.labels": Key(False, "the network is shown the labels of the data"),
     "cond.dropout": Key(0.1, "share of the training examples that have the null label, of the unconditional model", BELOW_ONE),
     "network.name": Key("unet", "the architecture", NETWORKS),
     "network.channels": Key(128, "channels of the first level", EMBEDDABLE),
-    "network.multipliers": Key((1, 2, 2, 2), "channels of each level, in multiples of the first", POSITIVE),
-    "network.blocks": Key(2, "residual blocks per level", POSITIVE),
-    "network.attention": Key((16,), "feature-map heights with self-attention", POSITIVE),
-    "network.heads": Key(1, "attention heads", POSITIVE),
-    "network.groups": Key(32, "groups of GroupNorm, at most: one of a single channel forgets the time added to it", POSITIVE),
+    "network.multipliers": Key((1, 2, 2, 2), "channels of each level, in multiples of the first", to(64)),
+    "network.blocks": Key(2, "residual blocks per level", to(64)),
+    "network.attention": Key((16,), "feature-map heights with self-attention", to(8192)),
+    "network.heads": Key(1, "attention heads", to(1024)),
+    "network.groups": Key(32, "groups of GroupNorm, at most: one of a single channel forgets the time added to it", to(8192)),
     "network.dropout": Key(0.0, "dropout rate in training", BELOW_ONE),
     "network.scale_shift_norm": Key(False, "time scales and shifts the normalised features instead of adding to them"),
     "network.residual_resample": Key(False, "residual blocks between levels instead of convolutions"),
-    "network.head_channels": Key(0, "channels of one attention head; 0: `heads` heads everywhere", NOT_NEGATIVE),
+    "network.head_channels": Key(0, "channels of one attention head; 0: `heads` heads everywhere", to(8192, 0)),
     "network.time_embedding": Key("sinusoidal", "of time; fourier: for log sigma (ve, edm)", ("sinusoidal", "fourier")),
     "network.fourier_scale": Key(16.0, "standard deviation of the Fourier features' frequencies", POSITIVE),
     "network.skip_rescale": Key(False, "residual sums divided by the square root of 2"),
@@ -103,7 +112,7 @@ KEYS: dict[str, Key] = {
     "network.single_up_attention": Key(False, "on the way up, attention after a level's last block only"),
     "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
     "process.name": Key("linear", "the noising process", PROCESSES),
-    "process.steps": Key(AUTO, "T of a beta table, levels of ncsn", POSITIVE, int),
+    "process.steps": Key(AUTO, "T of a beta table, levels of ncsn", to(STEPS), int),
     "process.beta_start": Key(AUTO, "first beta", POSITIVE, float),
     "process.beta_end": Key(AUTO, "last beta", POSITIVE, float),
     "process.rescale": Key(AUTO, "betas times 1000 / T (improved diffusion), not as they are (Ho et al.)", explicit=bool),
@@ -136,7 +145,7 @@ KEYS: dict[str, Key] = {
     "times.std": Key(AUTO, "its standard deviation", POSITIVE, float),
     "times.location": Key(AUTO, "mean of the logit of t", FINITE, float),
     "times.scale": Key(AUTO, "its standard deviation", POSITIVE, float),
-    "times.kept": Key(AUTO, "losses remembered for each time", POSITIVE, int),
+    "times.kept": Key(AUTO, "losses remembered for each time", to(100), int),
     "times.uniform_share": Key(AUTO, "share of times that are uniform", UNIT, float),
     "optim.name": Key("adam", "the optimizer", OPTIMIZERS),
     "optim.learning_rate": Key(2e-4, "after the warm-up", POSITIVE),
@@ -147,12 +156,12 @@ KEYS: dict[str, Key] = {
     "optim.clip_norm": Key(1.0, "limit of the gradients' global norm; 0: no clipping", NOT_NEGATIVE),
     "ema.decays": Key((0.9999,), "of the averages of the parameters; each starts as (1 + step) / (10 + step)", BELOW_ONE),
     "train.steps": Key(800_000, "training steps in all", POSITIVE),
-    "train.batch_size": Key(128, "images per step, over all devices", POSITIVE),
-    "train.micro_batches": Key(1, "parts of a device's share of the batch that follow one another, to save memory", POSITIVE),
+    "train.batch_size": Key(128, "images per step, over all devices", to(1_000_000)),
+    "train.micro_batches": Key(1, "parts of a device's share of the batch, one after the other, to save memory", to(1_000_000)),
     "train.on_nonfinite": Key("stop", "at a loss or gradient that is not finite: stop, or skip that update", ("stop", "skip")),
     "train.max_skips": Key(10, "updates skipped in a row at which training stops after all", POSITIVE),
     "train.debug_nans": Key(False, "find the operation that gives the first NaN; slow"),
-    "train.steps_per_call": Key(0, "steps per compiled call; 0: 1 on CPU, up to 10 elsewhere", NOT_NEGATIVE),
+    "train.steps_per_call": Key(0, "steps per compiled call; 0: 1 on CPU, up to 10 elsewhere", to(10_000, 0)),
     "train.init": Key("", "directory of a run whose averaged parameters are those that a new run starts from"),
     "train.allow_changes": Key(False, "when continuing: optim, loss and train keys may differ from the run's, on purpose"),
     "train.log_every": Key(100, "steps between log lines", POSITIVE),
@@ -163,10 +172,10 @@ KEYS: dict[str, Key] = {
     "sampler.checkpoint": Key(0, "--mode=sample, eval: the step of the checkpoint that is used; 0: the newest", NOT_NEGATIVE),
     "sampler.ema": Key(0, "which of ema.decays averages the parameters it uses, counted from 0", NOT_NEGATIVE),
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
-    "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", POSITIVE),
+    "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", to(STEPS)),
     "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
     "sampler.t_min": Key(AUTO, "the last of them in continuous time", POSITIVE, float),
-    "sampler.sections": Key("10,10,15,15,15", "their counts per section of the chain, or ddim50"),
+    "sampler.sections": Key("10,10,15,15,15", "their counts per section of the chain, or ddim50", SHORT),
     "sampler.rho": Key(AUTO, "sigma^(1/rho) is evenly spaced", POSITIVE, float),
     "sampler.times": Key((1.0,), "the times themselves", NOT_NEGATIVE),
     "sampler.variance": Key(AUTO, "variance of the reverse step; a learned one where the run has it", VARIANCES),
@@ -176,23 +185,23 @@ KEYS: dict[str, Key] = {
     "sampler.s_max": Key(AUTO, "greatest", POSITIVE, float),
     "sampler.s_noise": Key(AUTO, "its standard deviation", POSITIVE, float),
     "sampler.predictor": Key(AUTO, "the sampler that is corrected", PREDICTORS),
-    "sampler.corrector_steps": Key(AUTO, "Langevin steps before each of its steps", POSITIVE, int),
+    "sampler.corrector_steps": Key(AUTO, "Langevin steps before each of its steps", to(100), int),
     "sampler.snr": Key(AUTO, "their size, as a share of noise to score", POSITIVE, float),
     "sampler.norms": Key(AUTO, "norms of each sample, or their mean over the batch", NORMS),
-    "sampler.langevin_steps": Key(AUTO, "steps per level", POSITIVE, int),
+    "sampler.langevin_steps": Key(AUTO, "steps per level", to(10_000), int),
     "sampler.rate": Key(AUTO, "their size in units of the noise's variance", POSITIVE, float),
     "sampler.order": Key(AUTO, "1, 2 or 3", (lambda value: value in (1, 2, 3), "of 1, 2, 3"), int),
     "sampler.corrector": Key(AUTO, "whether the next prediction corrects a step", explicit=bool),
     "sampler.published": Key(AUTO, "as in the published code, of order 2", explicit=bool),
     "sampler.rtol": Key(AUTO, "relative tolerance", POSITIVE, float),
     "sampler.atol": Key(AUTO, "absolute tolerance", POSITIVE, float),
-    "sampler.max_evaluations": Key(AUTO, "per transition", (lambda value: 7 <= value < 2**31, "at least 7"), int),
+    "sampler.max_evaluations": Key(AUTO, "per transition", to(10_000_000, 7), int),
     "sampler.last": Key("denoise", "what is returned at the end of the grid", LASTS),
     "sampler.clip": Key("rederive", "clipping of x0 to [-1, 1]; eps derived from it again, kept, or no clipping", CLIPS),
     "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", LABEL, words=True),
-    "sampler.num_samples": Key(64, "images", POSITIVE),
-    "sampler.batch_size": Key(64, "images sampled at once, at most", POSITIVE),
-    "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", NOT_NEGATIVE),
+    "sampler.num_samples": Key(64, "images", to(1_000_000)),
+    "sampler.batch_size": Key(64, "images sampled at once, at most", to(100_000)),
+    "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", to(1000, 0)),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
     "guidance.scale": Key(1.0, "w of eps_u + w (eps_c - eps_u), eps_u with the null label; 1: the conditional model", FINITE),
     "guidance.interval_low": Key(0.0, "least sigma / alpha at which it acts", NOT_NEGATIVE),
@@ -205,23 +214,23 @@ KEYS: dict[str, Key] = {
     "inpaint.images": Key("", "--mode=sample: whose unknown pixels are drawn anew: a PNG, a folder, or a .npz of samples"),
     "inpaint.mask": Key("", "a PNG of their size, white where pixels are known, black where they are drawn anew"),
     "inpaint.method": Key("repaint", "how the known pixels act on the others", INPAINTING),
-    "inpaint.resamplings": Key(10, "how often each step is made", POSITIVE),
+    "inpaint.resamplings": Key(10, "how often each step is made", to(1000)),
     "inpaint.zeta": Key(1.0, "length of its steps along the gradient", POSITIVE),
-    "inpaint.iterations": Key(5, "of conjugate gradients in each call of the denoiser", POSITIVE),
+    "inpaint.iterations": Key(5, "of conjugate gradients in each call of the denoiser", to(1000)),
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),
-    "eval.batch_size": Key(64, "examples evaluated at once, at most", POSITIVE),
+    "eval.batch_size": Key(64, "examples evaluated at once, at most", to(100_000)),
     "eval.seed": Key(0, "of dequantisation, probes and the bound's noise", SEED),
     "eval.solver": Key("dopri5", "of the ODE: dopri5 is adaptive", SOLVERS),
-    "eval.steps": Key(AUTO, "points of the time grid, both ends among them", FROM_TWO, int),
+    "eval.steps": Key(AUTO, "points of the time grid, both ends among them", to(STEPS, 2), int),
     "eval.grid": Key(AUTO, "how they are spaced", FROM_END_TO_END),
     "eval.rtol": Key(AUTO, "tolerated error, relative", POSITIVE, float),
     "eval.atol": Key(AUTO, "tolerated error, absolute", POSITIVE, float),
     "eval.probe": Key("rademacher", "of the divergence; exact: its trace, for data of few dimensions", PROBES),
-    "eval.probes": Key(1, "rademacher, gaussian: how many per example", POSITIVE),
-    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", FROM_TWO),
-    "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", NOT_NEGATIVE),
+    "eval.probes": Key(1, "rademacher, gaussian: how many per example", to(1000)),
+    "eval.bound_steps": Key(1000, "steps of the bound's chain in continuous time; a table has its own", to(STEPS, 2)),
+    "eval.bound_terms": Key(0, "transitions evaluated, one in each of so many equal parts of the chain; 0: all", to(STEPS, 0)),
     "eval.variance": Key(AUTO, "of the bound's reverse steps; auto: a learned one, else large", VARIANCES),
 }
 
@@ -242,10 +251,14 @@ GUIDES = ("guidance.weak", "guidance.classifier")
 # What is of one command: a run directory does not lead to these files, nor back to this checkpoint.
 OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint", "train.allow_changes")
 
-NEVER_EMPTY = {
-    "data.image_size": "number",
-    "network.multipliers": "level",
-    "ema.decays": "decay (0.0: the parameters of the last step)",
+# Of a tuple: how many elements it has, at least and at most, and of what.
+LENGTHS = {
+    "data.image_size": (1, 2, "number", "numbers"),
+    "network.multipliers": (1, 16, "level", "levels"),
+    "network.attention": (0, 16, "height", "heights"),
+    "ema.decays": (1, 16, "decay (0.0: the parameters of the last step)", "decays"),
+    "sampler.times": (1, STEPS, "time", "times"),
+    "sampler.labels": (0, STEPS, "label", "labels"),
 }
 
 
@@ -514,12 +527,15 @@ def check_value(key: str, value: Any, found: Any = None) -> None:
     wrong = UserError(f"config.{key} takes {kind(key)}, found {found!r}.{_suggestion(value, accepts)}")
     if type(value) is not entry.type:
         raise wrong
+    least, most, one, several = LENGTHS.get(key, (0, math.inf, "", ""))
+    if entry.type is tuple and len(value) > most:
+        raise UserError(f"config.{key} takes at most {most} {several}, found {len(value)}.")
     for element in value if entry.type is tuple else (value,):
         word = entry.words and type(element) is str
         if not (word or type(element) is entry.element) or (accepts is not None and not _accepted(element, accepts)):
             raise wrong
-    if key in NEVER_EMPTY and not value:
-        raise UserError(f"config.{key} needs at least one {NEVER_EMPTY[key]}, found ().")
+    if entry.type is tuple and len(value) < least:
+        raise UserError(f"config.{key} needs at least one {one}, found ().")
 
 
 def _is_rule(accepts) -> bool:

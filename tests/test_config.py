@@ -3,6 +3,8 @@ import inspect
 import itertools
 import json
 import re
+import resource
+import time
 
 import jax
 import jax.numpy as jnp
@@ -659,6 +661,44 @@ def test_ints_are_in_range(key):
     for wrong in (-1, 2**40, 1.0):
         with pytest.raises(UserError):
             configs.check_value(key, wrong)
+
+
+# Counts by which neither memory nor a program grows.
+UNLIMITED = {
+    "seed", "data.seed", "sampler.seed", "eval.seed", "data.memory_limit_mb", "optim.warmup_steps", "train.steps",
+    "train.max_skips", "sampler.labels", "train.log_every", "train.sample_every",
+    "train.checkpoint_every", "train.keep_last", "train.keep_every", "eval.loss_every",
+    "sampler.ema", "sampler.checkpoint", "eval.num_examples",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if int in (entry.type, entry.element)])
+def test_counts_have_limits(key):
+    value = (2**31 - 1,) if configs.KEYS[key].type is tuple else 2**31 - 1
+    if key in UNLIMITED:
+        configs.check_value(key, value)
+    else:
+        with pytest.raises(UserError, match=rf"config.{key} takes .*(at most|of) [\d, ]+.*, found"):
+            configs.check_value(key, value)
+
+
+def test_tuples_have_limits():
+    for key, entry in configs.KEYS.items():
+        if entry.type is tuple:
+            _, most, *_ = configs.LENGTHS[key]
+            with pytest.raises(UserError, match=f"config.{key} takes at most {most} .*, found {most + 1}"):
+                configs.check_value(key, (entry.default or (0,))[:1] * (most + 1))
+
+
+def test_the_limits_are_met_in_little_memory_and_time():
+    """All at once: the whole of validation, which builds the process, the times and the grid."""
+    large = {"process.steps": 100_000, "sampler.steps": 100_000, "times.name": "importance", "times.kept": 100}
+    large |= {"ema.decays": (0.5,) * 16, "network.multipliers": (64,) * 16, "network.blocks": 64, "prediction.name": "v"}
+    large |= {"eval.bound_steps": 100_000, "sampler.num_samples": 1_000_000}
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.process_time()
+    configs.validate(smoke(large))
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before.ru_maxrss < 300_000  # KiB
 
 
 ENDS = {"ema.decays": (0.0,), "sampler.eta": 1.0, "optim.clip_norm": 0.0, "seed": 2**32 - 1, "network.channels": 4}
