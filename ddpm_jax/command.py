@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax import variants
 from ddpm_jax.construct import AUTO
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.training import run_directory
 
 FLAG_NAMES = ("--config", "--workdir", "--mode", "--debug")
@@ -127,7 +127,10 @@ def load(config_spec: str) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames or frames[-1].filename != path:  # raised elsewhere: it need not be the config's
+            tell_machine(error)
+        frames = [frame for frame in frames if frame.filename == path]
         line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else None)
         where = f"{path}, line {line}" if line else path
         raise UserError(f"{where}: {type(error).__name__}: {_message(error)}. --debug shows the traceback.") from error

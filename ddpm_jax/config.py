@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import yaml
 from ml_collections import ConfigDict, FieldReference
 
@@ -21,7 +22,7 @@ from ddpm_jax.diffusion.sample import LASTS
 from ddpm_jax.diffusion.samplers import NORMS, PREDICTORS, SAMPLERS
 from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.resampling import RESAMPLING
 from ddpm_jax.training.guided import FORMS
@@ -457,17 +458,36 @@ def check_applies(key: str, config: ConfigDict) -> None:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UserError for an unknown key, a missing key, a value that is not accepted, or values that do not go together."""
-    check_complete(config)
-    for key, value in flatten(config).items():
-        check_value(key, value)
+    """Raises UserError for what `check` finds, and for choices of the kernel that do not go together."""
+    check(config)
+    jax.local_devices()  # where there is none `explain` knows this error; one from inside an operation has lost its traceback
     try:
         kernel(config)
     except ValueError as error:
-        keys = "process.name process.steps prediction.name loss.name times.name sampler.name sampler.grid sampler.steps"
-        flat = flatten(config)
-        settings = ", ".join(f"config.{key}={flat[key]}" for key in keys.split())
+        tell_machine(error)
+        settings = ", ".join(f"config.{key}={acting(key, config)}" for key in _concerned(getattr(error, "keys", ()), config))
         raise UserError(f"These settings do not go together: {settings}. The reason: {error}.") from error
+
+
+def _concerned(keys, config):
+    """Those of the keys that act; for a section, as process., its choice and what is not as by default."""
+    for key in keys:
+        inside = [known for known in KEYS if known.startswith(key)] if key.endswith(".") else [key]
+        yield from (
+            known
+            for known in inside
+            if applies(known, config) and (known == key or known == f"{key}name" or not is_default(known, config))
+        )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for an unknown key, a missing key, a value that is not accepted, labels or averages that there are not.
+
+    It computes nothing, so that a config file can be read where no device is.
+    """
+    check_complete(config)
+    for key, value in flatten(config).items():
+        check_value(key, value)
     _check_conditioning(config)
     decays = config.ema.decays
     if config.sampler.ema >= len(decays):

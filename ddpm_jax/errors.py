@@ -27,8 +27,29 @@ class Diverged(UserError):
 
 def explain(error: Exception) -> UserError | None:
     """The UserError for what files, memory or the machine refuse. None for what must be a bug, whose traceback is wanted."""
-    if isinstance(error, UserError):
-        return error
+    if isinstance(error, OSError):
+        return UserError(
+            f"The system refuses: {first_line(error)}. {remedy(error)}, then start the same command again; --debug shows where "
+            "it was."
+        )
+    return error if isinstance(error, UserError) else _of_machine(error)
+
+
+def tell_machine(error: Exception) -> None:
+    """Raises the UserError for what memory or the machine refuse, before an error is taken for that of a file or a config.
+
+    Whoever catches any exception, or ValueError, calls this first.
+    """
+    if known := _of_machine(error):
+        raise known from error
+
+
+def _of_machine(error):
+    if type(error).__name__ == "TypePromotionError":
+        return UserError(
+            f"JAX refuses to mix types ({first_line(error)}), which this code does. Unset JAX_NUMPY_DTYPE_PROMOTION, which is "
+            f"{os.environ.get('JAX_NUMPY_DTYPE_PROMOTION', '')!r}: it wants standard, the default."
+        )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
         return UserError(
             f"The memory does not suffice ({first_line(error)}). For training lower config.train.batch_size or the size of "
@@ -41,11 +62,6 @@ def explain(error: Exception) -> UserError | None:
         return UserError(
             f"JAX finds no device to run on ({first_line(error)}). Unset JAX_PLATFORMS, which is "
             f"{os.environ.get('JAX_PLATFORMS', '')!r}, or install the jax of that device as the README says."
-        )
-    if isinstance(error, OSError):
-        return UserError(
-            f"The system refuses: {first_line(error)}. {remedy(error)}, then start the same command again; --debug shows where "
-            "it was."
         )
     return None
 

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.errors import UserError, first_line
+from ddpm_jax.errors import UserError, first_line, tell_machine
 
 TEXT_LIMIT = 2**30  # bytes of a text file that is read
 JSON_LIMIT = 2**24  # of a JSON file
@@ -229,6 +229,7 @@ def _readable(path: str | Path) -> Iterator[None]:
     except OSError as error:
         raise Unreadable(path, error.strerror or first_line(error)) from error
     except Exception as error:  # damaged files surface as anything: ValueError, BadZipFile, zlib.error, KeyError
+        tell_machine(error)
         raise Unreadable(path, first_line(error)) from error
 
 

@@ -137,7 +137,7 @@ def split(names: str) -> list[str]:
 
 
 def apply(config: ConfigDict, names: str, published: Mapping[str, Callable[[ConfigDict], None]] | None = None) -> ConfigDict:
-    """Edits the config by the comma-separated variants, left to right, `smoke` last, and validates it.
+    """Edits the config by the comma-separated variants, left to right, `smoke` last, and checks its values.
 
     published: what a variant's paper sets besides on this data set, by the variant's name; applied right after the variant.
     Raises UserError for an unknown variant, one given twice, or two of one group.
@@ -161,5 +161,5 @@ def apply(config: ConfigDict, names: str, published: Mapping[str, Callable[[Conf
         VARIANTS[name].edit(config)
         if published and name in published:
             published[name](config)
-    configs.validate(config)
+    configs.check(config)
     return config

@@ -738,8 +738,12 @@ LEARNS = {"loss.name": "hybrid", "loss.variance": "learned"}
     ],
 )
 def test_losses_times_and_variances_that_do_not_go_together(changes, words):
-    with pytest.raises(UserError, match=f"do not go together: .*loss.name=.*The reason: .*{words.replace('$', r'[.]$')}"):
+    with pytest.raises(UserError, match=f"do not go together: .*The reason: .*{words.replace('$', r'[.]$')}") as caught:
         configs.validate(smoke(changes))
+    told = str(caught.value).partition("The reason")[0]
+    for key, value in changes.items():
+        assert f"config.{key}={value}" in told or (key, value) == ("sampler.steps", 1)
+    assert len(told.split(",")) <= 7 and ("sampler" in told) == any(key.startswith("sampler.variance") for key in changes)
 
 
 def test_a_learned_variance_is_sampled_with_where_it_was_learned():

@@ -94,4 +94,4 @@ def test_what_they_make_is_validated(monkeypatch):
     with pytest.raises(UserError, match="config.optim.b1 takes a float"):
         variants.apply(configs.base(), "broken")
     with pytest.raises(UserError, match="process.steps=20.*sampler.steps=50.* 50 different steps on a table of 20"):
-        flat("ddim", **{"process.steps": 20, "sampler.steps": 20})
+        configs.validate(configs.unflatten(flat("ddim", **{"process.steps": 20, "sampler.steps": 20})))

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from ddpm_jax import files
 from ddpm_jax.data.identity import Identity, digest, natural
 from ddpm_jax.data.source import MEMORY_LIMIT_MB, Source, Streamed, decoders
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.terminal import say, shown
 
 CHANNELS = {"auto": 0, "grey": 1, "rgb": 3}
@@ -231,6 +231,7 @@ def _try(function, path: Path, *args):
     except Image.UnidentifiedImageError:
         return Failure(f"no {_NAMES}")
     except Exception as error:  # damaged files surface as anything: OSError, SyntaxError, ValueError, zlib.error
+        tell_machine(error)
         return Failure(str(getattr(error, "strerror", None) or error or type(error).__name__))
 
 

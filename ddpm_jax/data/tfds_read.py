@@ -21,7 +21,7 @@ from ddpm_jax import files
 from ddpm_jax.data import tfds_trust
 from ddpm_jax.data.identity import digest_of_examples
 from ddpm_jax.data.source import Source, Streamed, decoders, num_decoders
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 
 CACHE = "ddpm_jax_cache"  # the folder beside those of the versions
 _CHUNK = 1024  # records decoded per call
@@ -115,6 +115,7 @@ def _reading(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # damaged files surface as anything: OSError, protobuf, Pillow, array_record's own
+        tell_machine(error)
         raise UserError(
             f"The prepared set in {folder} cannot be read ({type(error).__name__}: {error}). It is damaged or "
             "incomplete: delete that folder, or choose another data_dir, then try again."

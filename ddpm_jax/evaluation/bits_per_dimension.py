@@ -21,7 +21,7 @@ from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.evaluation import records
 from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
@@ -82,6 +82,7 @@ def _explained(compute, *args):
     try:
         return compute(*args)
     except ValueError as error:
+        tell_machine(error)
         raise UserError(f"The settings of config.eval do not suit the run: {error}.") from error
 
 

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ddpm_jax import files
-from ddpm_jax.errors import UserError, first_line, remedy
+from ddpm_jax.errors import UserError, first_line, remedy, tell_machine
 from ddpm_jax.terminal import say
 
 FORMAT = 2
@@ -100,6 +100,7 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tensorstore tells a full disk by ValueError, other parts by OSError
+        tell_machine(error)
         kept = max(manager.all_steps(), default=None)
         raise UserError(
             f"A checkpoint could not be written to {manager.directory} ({first_line(error)}). "
@@ -253,6 +254,7 @@ def _restore(manager, step, target, agree):
     try:
         leaves = manager.restore(step, args=ocp.args.Composite(state=restore_args))["state"]
     except Exception as error:
+        tell_machine(error)
         raise Damaged(f"its arrays cannot be read: {first_line(error)}") from error
     for name, leaf in leaves.items():
         if _digest(leaf) != digests[name]:
@@ -270,6 +272,7 @@ def _check_heads(folder, wanted):
         declared = {name: (heads[name].dtype, heads[name].shape) for name in wanted}
         chunks = {name: heads[name].storage.chunk_shape for name in wanted}
     except Exception as error:  # orbax raises many kinds for a damaged file
+        tell_machine(error)
         raise Damaged(f"its arrays cannot be read: {first_line(error)}") from error
     for name, leaf in wanted.items():
         dtype, shape = declared[name]

@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.inverse import INPAINTING, known_x0
 from ddpm_jax.diffusion.predictions import Denoiser
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.samplers import Sampler
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 
 ROWS, COLUMNS = 32, 8  # images of a picture, and results for each, at most
 
@@ -135,6 +135,7 @@ def check(config: ConfigDict, task: Any, params: Any, knobs: Any) -> None:
     try:
         jax.eval_shape(task.sample, params, knobs, np.uint32(0), np.zeros(2, np.int32))
     except ValueError as error:
+        tell_machine(error)
         raise UserError(
             f"config.inpaint.method={config.inpaint.method} and config.sampler.name={config.sampler.name} do not go together: "
             f"{error}."

@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.images import checked
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, guided, inpainting, parallel, run_directory, sampling
@@ -219,6 +219,7 @@ def _from(start, until, invertible, up, sampler, knobs, keys):
         if not up:
             check(knobs.sampler, knobs.process, knobs.grid, sampler.last, sampler.frames)
     except ValueError as error:
+        tell_machine(error)
         raise UserError(f"This cannot be {'encoded' if up else 'decoded' if invertible else 'sampled'} so: {error}.") from error
     return knobs._replace(start=start)
 

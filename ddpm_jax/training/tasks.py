@@ -1,5 +1,6 @@
 """Tasks: what is trained. The loop, the checkpoints and the logs know a task by the fields of `Task` alone."""
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -97,29 +98,46 @@ class Kernel(NamedTuple):
     grid: jax.Array
 
 
+@contextlib.contextmanager
+def _about(*keys):
+    """A ValueError raised within is of these keys, and sections of them: `config.validate` names them."""
+    try:
+        yield
+    except ValueError as error:
+        error.keys = keys
+        raise
+
+
 def kernel(config) -> Kernel:
-    """Builds it. Raises ValueError where the choices do not go together."""
-    process = construct(PROCESSES, config.process)
-    prediction = construct(PREDICTIONS, config.prediction)
-    check_alpha(process, prediction)
-    loss = construct(LOSSES, dict(config.loss) | {"weighting": construct(WEIGHTINGS, config.loss, choice="weighting")})
-    check_chain(process, loss)
-    of_network = arguments(PREDICTIONS[config.prediction.name], config.prediction).get("sigma_data")
-    of_loss = arguments(WEIGHTINGS[config.loss.weighting], config.loss).get("sigma_data")
-    if None not in (of_network, of_loss) and of_network != of_loss:
-        raise ValueError(f"prediction.sigma_data={of_network} and loss.sigma_data={of_loss} differ")
-    t_min = arguments(TIMES[config.times.name], config.times).get("t_min")
-    if t_min is not None and t_min >= float(process.t_max):
-        raise ValueError(f"times.t_min={t_min} leaves no time below t_max = {float(process.t_max):.9g}")
-    times = construct(TIMES, config.times)
-    keys = jax.eval_shape(lambda: jax.random.split(key_of(0), 2))
-    jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
-    _check_variance(config, process, loss)
-    sampler = construct(SAMPLERS, config.sampler)
-    grid = construct(GRIDS, config.sampler, process, choice="grid")
-    check(sampler, process, grid, config.sampler.last)
-    if len(grid) != config.sampler.steps:
-        raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
+    """Builds it. Raises ValueError where the choices do not go together, with the keys concerned as its `keys`."""
+    with _about("process."):
+        process = construct(PROCESSES, config.process)
+    with _about("process.", "prediction.name"):
+        prediction = construct(PREDICTIONS, config.prediction)
+        check_alpha(process, prediction)
+    with _about("process.", "loss.name", "loss.variance"):
+        loss = construct(LOSSES, dict(config.loss) | {"weighting": construct(WEIGHTINGS, config.loss, choice="weighting")})
+        check_chain(process, loss)
+    with _about("prediction.name", "prediction.sigma_data", "loss.weighting", "loss.sigma_data"):
+        of_network = arguments(PREDICTIONS[config.prediction.name], config.prediction).get("sigma_data")
+        of_loss = arguments(WEIGHTINGS[config.loss.weighting], config.loss).get("sigma_data")
+        if None not in (of_network, of_loss) and of_network != of_loss:
+            raise ValueError(f"prediction.sigma_data={of_network} and loss.sigma_data={of_loss} differ")
+    with _about("process.", "times."):
+        t_min = arguments(TIMES[config.times.name], config.times).get("t_min")
+        if t_min is not None and t_min >= float(process.t_max):
+            raise ValueError(f"times.t_min={t_min} leaves no time below t_max = {float(process.t_max):.9g}")
+        times = construct(TIMES, config.times)
+        keys = jax.eval_shape(lambda: jax.random.split(key_of(0), 2))
+        jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
+    with _about("loss.name", "loss.variance", "sampler.name", "sampler.variance", "sampler.steps", "process.steps"):
+        _check_variance(config, process, loss)
+    with _about("process.name", "process.steps", "sampler.name", "sampler.grid", "sampler.steps", "sampler.last"):
+        sampler = construct(SAMPLERS, config.sampler)
+        grid = construct(GRIDS, config.sampler, process, choice="grid")
+        check(sampler, process, grid, config.sampler.last)
+        if len(grid) != config.sampler.steps:
+            raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
     return Kernel(process, prediction, loss, times, sampler, grid)
 
 
