@@ -98,6 +98,8 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
                 f"config.{key} is for inpainting, --mode=sample --config.inpaint.images=<a PNG, folder or .npz> "
                 "--config.inpaint.mask=<a PNG>: give all of these, or leave it out."
             )
+        if key.startswith("eval.loss_") and mode in TAKES:
+            raise UserError(f"config.{key} is of losses measured while training: leave it out.")
     if config.sampler.checkpoint and mode not in TAKES:
         raise UserError(
             f"config.sampler.checkpoint={config.sampler.checkpoint} is for --mode=sample and eval: training continues from the "

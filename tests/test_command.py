@@ -178,6 +178,7 @@ MISTAKES = {
     "--mode=eval " + GOOD: ["no run in runs/good"],
     "--mode=eval --workdir=run --config.sampler.steps=9": ["only config.eval, config.sampler.ema,", "sampler.steps"],
     "--mode=eval --workdir=run --config.eval.grid=leading": ["config.eval.grid takes one of auto, log_snr, uniform, karras,"],
+    "--mode=eval --workdir=run --config.eval.loss_every=2": ["config.eval.loss_every is of losses measured while training"],
     "--mode=eval --workdir=run --config.eval.steps=1": ["config.eval.steps takes auto or an int at least 2 and at most"],
     "--mode=eval --workdir=run --config.eval.solver=dopri5 --config.eval.steps=9": ["eval.steps does not apply to eval.solver"],
     "--mode=sample --workdir=run --config.sampler.stps=9": ["Did you mean sampler.steps?"],

@@ -596,6 +596,7 @@ EVAL_KEYS = {
 }
 # What of the data is evaluated, and how much at once: see tests/evaluation.
 EVAL_DATA_KEYS = {"eval.bpd": True, "eval.split": "train", "eval.num_examples": 3, "eval.batch_size": 3}
+EVAL_DATA_KEYS |= {"eval.loss_every": 8, "eval.loss_examples": 7}  # see tests/training/test_held_out.py
 
 
 @functools.cache
@@ -668,7 +669,7 @@ UNLIMITED = {
     "seed", "data.seed", "sampler.seed", "eval.seed", "data.memory_limit_mb", "optim.warmup_steps", "train.steps",
     "train.max_skips", "sampler.labels", "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "eval.loss_every",
-    "sampler.ema", "sampler.checkpoint", "eval.num_examples",
+    "sampler.ema", "sampler.checkpoint", "eval.num_examples", "eval.loss_examples",
 }  # fmt: skip
 
 

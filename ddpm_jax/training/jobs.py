@@ -15,6 +15,7 @@ from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training import history as histories
+from ddpm_jax.training.held_out import open_held_out
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import Task, build
@@ -33,6 +34,7 @@ def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> No
         say(f"labels: {identity.numbered(source.class_names)}")
     task = build(config, source.image_shape, source.num_classes, run.load_guides(config), source.class_names)
     steps_per_epoch(source.num_examples, config.train.batch_size)  # raises where the set is smaller than a batch
+    held_out = open_held_out(config, source)
     with run_directory.held(workdir):
         if run_directory.exists(workdir):
             run_directory.check_agreement(workdir, config)
@@ -55,7 +57,7 @@ def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> No
             draw_forward_process(config, workdir, task, source)
             return history
 
-        state = loop.train(config, workdir, task, source, devices, params=params, begin=begin)
+        state = loop.train(config, workdir, task, source, devices, held_out=held_out, params=params, begin=begin)
         name = sampling.sample_name(config, int(state.step))
         if task.sample and not sampling.are_of(sampling.read_facts(workdir / "samples", name), config):
             draw_and_write(config, workdir, task, state)

@@ -20,6 +20,7 @@ from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
 from ddpm_jax.training import metrics as metrics_of
 from ddpm_jax.training.debug import first_nonfinite
 from ddpm_jax.training.feed import open_feed
+from ddpm_jax.training.held_out import make_loss
 from ddpm_jax.training.logs import Log
 from ddpm_jax.training.optimizers import OPTIMIZERS, learning_rate_schedule
 from ddpm_jax.training.progress import Progress, Stopwatch, duration
@@ -36,13 +37,15 @@ def train(
     source: Source | Streamed,
     devices: Sequence,
     *,
+    held_out: Source | Streamed | None = None,
     params: Any = None,
     begin: Callable[[int, dict], list] = lambda step, notes: [],  # noqa: ARG005
 ) -> State:
     """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
 
-    params: those that a new run starts from, instead of the task's; they are a checkpoint of step 0. begin(step, notes): called
-    with the checkpoint's notes, {} where there is none, before anything is written; returns the run's `history` from then on.
+    held_out: data whose mean loss, by the average that sampler.ema names, is logged as eval_loss every config.eval.loss_every
+    steps. params: those that a new run starts from, instead of the task's; they are a checkpoint of step 0. begin(step, notes),
+    called with the checkpoint's notes, {} where there is none, before anything is written: returns the run's `history`.
 
     The result does not depend on where the run was interrupted. Raises Diverged at a non-finite loss or gradient, or where
     config.train.on_nonfinite=skip has skipped as many updates in a row as config.train.max_skips; UserError where a checkpoint
@@ -100,6 +103,7 @@ def train(
     donate = () if c.debug_nans else (0,)  # what is run again to find the operation
     run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=donate)
     state = parallel.replicate(state, devices)
+    loss_of = make_loss(task, config, held_out, devices) if held_out else None
     draw = sampling.make_preview(task, config.sampler, devices) if task.sample else None
 
     def diverged(problem):
@@ -196,6 +200,9 @@ def train(
                     rate = (step - logged) / watch.seconds()
                     values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
                     line += f"{rate * c.batch_size:.0f} images/s  "
+                if loss_of and step % config.eval.loss_every == 0:
+                    values["eval_loss"] = loss_of(state.ema[config.sampler.ema])
+                    line += f"held out {values['eval_loss'] or math.nan:.4f}  "
                 log.scalars(step, values, task.levels)
                 checkpoints.check(manager)
                 progress.line(line + progress.time_left(step))

@@ -13,7 +13,7 @@ from ddpm_jax.training.parallel import AXIS
 from ddpm_jax.training.tasks import Task
 
 LEVELS = 10
-INIT, TRAIN = range(2)  # the first part of a random number's address, after the seed
+INIT, TRAIN, HELD_OUT = range(3)  # the first part of a random number's address, after the seed
 
 
 class State(NamedTuple):

@@ -56,9 +56,9 @@ class Task(NamedTuple):
     """A task built from a config.
 
     init(key) -> params.
-    loss(params, batch, examples, history) -> (losses [B], levels [B], seen): what example b gives may depend on row b of the
-    batch, its key and place in `examples`, and the history alone; its level says where it stands in the interval `levels`, over
-    which the log tells losses apart.
+    loss(params, batch, examples, history, training=True) -> (losses [B], levels [B], seen): what example b gives may depend on
+    row b of the batch, its key and place in `examples`, and the history alone; its level says where it stands in the interval
+    `levels`, over which the log tells losses apart. Where it is not training, nothing is dropped and no image mirrored.
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
     sample(params, knobs, seed, indices [B], frames, progress, up) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends
@@ -179,13 +179,14 @@ def diffusion(
     def init(key):
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
 
-    def loss(params, batch, examples, history):
-        x0, eps, t, weights = noisy(batch, examples, history)
+    def loss(params, batch, examples, history, training=True):
+        x0, eps, t, weights = noisy(batch, examples, history, training)
         given = {}
         if classes:
-            dropped = jax.vmap(jax.random.bernoulli, (0, None))(examples.of(LABEL), config.cond.dropout)
+            share = config.cond.dropout if training else 0.0
+            dropped = jax.vmap(jax.random.bernoulli, (0, None))(examples.of(LABEL), share)
             given["labels"] = jnp.where(dropped, classes, batch["label"])
-        apply = partial(network.apply, params, keys=examples.of(DROPOUT), **given)
+        apply = partial(network.apply, params, keys=examples.of(DROPOUT) if training else None, **given)
         decoder = bins if batch["image"].dtype == jnp.uint8 else density  # of pixels, or of points
         losses = objective.of(apply, process, prediction, x0, eps, t, decoder)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
@@ -236,9 +237,10 @@ def classifier(config, image_shape: tuple[int, int, int], num_classes: int, *_) 
         logits = network.apply(params, prediction.input(process, x, t), time, keys)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
-    def loss(params, batch, examples, history):
-        x0, eps, t, weights = noisy(batch, examples, history)
-        losses = -log_prob(params, add_noise(process, x0, eps, t), t, batch["label"], keys=examples.of(DROPOUT))
+    def loss(params, batch, examples, history, training=True):
+        x0, eps, t, weights = noisy(batch, examples, history, training)
+        keys = examples.of(DROPOUT) if training else None
+        losses = -log_prob(params, add_noise(process, x0, eps, t), t, batch["label"], keys=keys)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
 
     def denoiser(*_):
@@ -249,14 +251,17 @@ def classifier(config, image_shape: tuple[int, int, int], num_classes: int, *_) 
 
 
 def _training_noise(config, process, times, image_shape):
-    """A function (batch, examples, history) -> (x0, eps, t, weights), of the examples of a step, mirrored where that is set."""
+    """A function (batch, examples, history, training) -> (x0, eps, t, weights), of the examples of a step.
+
+    In training they are mirrored where that is set.
+    """
     flip = config.data.flip
     if flip and len(image_shape) != 3:
         raise UserError(f"config.data.flip mirrors images, but the data are of shape {list(image_shape)}: leave it false.")
 
-    def draw(batch, examples, history):
+    def draw(batch, examples, history, training):
         x0 = images.to_model(batch["image"])
-        if flip:
+        if flip and training:
             flipped = jax.vmap(jax.random.bernoulli)(examples.of(FLIP))
             x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
         t, weights = times.draw(process, examples._replace(keys=examples.of(TIME)), history)
