@@ -5,6 +5,8 @@ import os
 import socket
 import threading
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +208,45 @@ def test_samples_of_which_a_file_is_gone_are_not_complete(tmp_path):
     assert sampling.read_facts(tmp_path, "name") == facts
     (tmp_path / "name.npz").unlink()
     assert sampling.read_facts(tmp_path, "name") == {}
+
+
+def test_other_files_than_arrays(tmp_path):
+    """A .npy or a text named .npz, pickles, heads that lie, and arrays of more than was said. Nothing is read of them."""
+    path = tmp_path / "a.npz"
+
+    def choose(heads):
+        if heads["samples"].shape[1:] != (8, 8, 1):
+            raise UserError("another shape")
+        return ["samples"]
+
+    def refused(words, choose=choose, **options):
+        with pytest.raises(UserError, match=words):
+            files.read_npz(path, choose, **options)
+
+    refused("a.npz cannot be read .there is no such file")
+    np.save(tmp_path / "b.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    (tmp_path / "b.npy").rename(path)
+    refused("cannot be read .BadZipFile")
+    path.write_text("no archive")
+    refused("cannot be read .BadZipFile")
+    np.savez(path, other=np.zeros(3))
+    refused("cannot be read .KeyError")
+    np.savez(path, samples=np.array([{}], object))
+    refused("which is not what it holds")
+    samples = np.zeros((40, 8, 8, 1), np.uint8)
+    np.savez_compressed(path, samples=samples)
+    np.testing.assert_array_equal(files.read_npz(path, choose)["samples"], samples)
+    refused("take 2560 bytes, more than 2559", limit=2559)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("samples.npy")
+    for shape in ("(99999999999, 8, 8, 1), ", "(-1, 8, 8, 1), "):  # the head's spaces make room for them
+        changed = content.replace(b"(40, 8, 8, 1), }", shape.encode() + b"}")
+        head = changed[: changed.index(b"}") + 1].ljust(127) + b"\n"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("samples.npy", head + bytes(2560))
+        refused("which is not what it holds")
+    np.savez_compressed(path, samples=np.zeros((2**18, 16, 16, 1), np.uint8))  # 64 MiB in some 64 KiB
+    tracemalloc.start()
+    refused("another shape")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import plots, signals
 from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
-from ddpm_jax.errors import Diverged, UserError
+from ddpm_jax.errors import Diverged, UserError, first_line
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
 from ddpm_jax.training import metrics as metrics_of
@@ -71,10 +71,13 @@ def train(
     else:
         step, state, meta = restored
         try:
-            pending, examples = meta["pending"], meta["num_examples"]
-            skips = {name: meta[name] for name in ("skipped", "skipped_in_a_row")}
-        except (KeyError, TypeError) as error:
-            raise UserError(f"The checkpoint of step {step} in {workdir} lacks {error}: use the code that wrote it.") from error
+            pending, skips = metrics_of.restored(meta)
+            examples = meta["num_examples"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"The notes of the checkpoint of step {step} in {workdir} are not those of a training ({first_line(error)}): "
+                "use the code that wrote it."
+            ) from error
         if examples != source.num_examples:
             raise UserError(
                 f"The run in {workdir} was trained on {examples} examples and the data now hold "

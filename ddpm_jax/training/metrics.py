@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax import lines
+
 CHECKED = {"loss": "the loss", "grad_norm": "the gradient", "param_norm": "the updated parameters"}
 
 
@@ -29,6 +31,20 @@ def collect(calls: list[dict], step: int, pending: dict[str, list], skips: dict[
     for name, values in steps.items():
         pending.setdefault(name, []).extend(values[updated].tolist())
     return None
+
+
+def restored(notes: dict[str, Any]) -> tuple[dict[str, list], dict[str, int]]:
+    """(pending, skips) of a checkpoint's notes. Raises KeyError, TypeError or ValueError where `collect` did not leave them."""
+    pending, skips = {**notes["pending"]}, {name: notes[name] for name in ("skipped", "skipped_in_a_row")}
+    for name, values in pending.items():
+        rows = np.asarray(values)
+        axes = 2 if name.startswith("level_") else 1
+        if rows.shape != (0,) and (rows.dtype.kind not in "iuf" or rows.ndim != axes):
+            raise ValueError(f"pending {name} is not an array of numbers with {axes} axes")
+    for name, count in skips.items():
+        if not lines.is_whole(count):
+            raise ValueError(f"{name} is not a count")
+    return pending, skips
 
 
 def summarise(pending: dict[str, list]) -> dict[str, Any]:

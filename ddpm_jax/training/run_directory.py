@@ -90,7 +90,7 @@ def read(workdir: Path) -> Saved:
         num_classes = content["num_classes"] if version == FORMAT else 0
         if any(saved.get(key) for key in configs.GUIDES):  # a path, without which the rest may make no sense
             saved = {key: value for key, value in saved.items() if not key.startswith(("guidance.", "sampler.labels"))}
-        if not (0 < len(image_shape) <= 3 and all(type(n) is int and 0 < n < 2**16 for n in image_shape)):
+        if not (len(image_shape) in (1, 3) and all(type(n) is int and 0 < n < 2**16 for n in image_shape)):
             raise ValueError(f"image_shape is {list(image_shape)}")
         if not (type(num_classes) is int and 0 <= num_classes < 2**31):
             raise ValueError(f"num_classes is {num_classes}")

@@ -18,6 +18,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, loop, run_directory
+from ddpm_jax.training import metrics as metrics_of
 from ddpm_jax.training.tasks import build
 
 
@@ -201,6 +202,7 @@ def test_a_run_directory_whose_config_was_changed_or_is_gone(point_config, tmp_p
 STRANGE = {
     "image_shape": [
         ("abc", "cannot be read"), ([8, 8, -1], "cannot be read"), ([8, 8, 1.0], "cannot be read"), ([], "cannot be read"),
+        ([8, 8], "cannot be read"),
         ([2**40, 8, 1], "cannot be read"), (None, "cannot be read"), ([True, 8, 1], "cannot be read"),
     ],
     "config": [
@@ -293,3 +295,41 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", flock)
     with run_directory.held(tmp_path):
         assert "no locks on this file system ([Errno 37] No locks available): let no other process" in capsys.readouterr().out
+
+
+ODD = (None, True, -1, 10**400, float("inf"), "\ud800", [], [[1]], ["x"], {}, {"a": 1})
+
+
+def test_whatever_a_run_directory_holds_is_an_error_or_is_taken(tmp_path):
+    """Each part of config.json, and of what a checkpoint's notes say, replaced by what has no business there. No traceback."""
+    config = variants.apply(configs.base(), "smoke")
+    run_directory.write(tmp_path, config, (8, 8, 1), 10)
+    content = json.loads((tmp_path / "config.json").read_text())
+    identity = json.loads(json.dumps(run_directory.identity(config, (8, 8, 1), 10)))
+    notes = {"pending": {"loss": [0.5], "level_loss": [[1.0, 0.0]]}, "skipped": 0, "skipped_in_a_row": 0}
+    refused = 0
+
+    def attempt(function, *args):
+        nonlocal refused
+        try:
+            function(*args)
+        except UserError:
+            refused += 1
+
+    def continued(notes):
+        with pytest.raises((KeyError, TypeError, ValueError)):  # which the loop explains
+            metrics_of.restored(notes)
+
+    for odd in ODD:
+        for parts in [odd, *(content | {name: odd} for name in content)]:
+            (tmp_path / "config.json").write_text(json.dumps(parts))
+            attempt(run_directory.read, tmp_path)
+            attempt(run_directory.read_history, tmp_path)
+        for parts in [odd, *(identity | {name: odd} for name in identity)]:
+            attempt(run_directory.check_checkpoint, tmp_path, config, (8, 8, 1), 10, 4, {"identity": parts})
+        for name in notes:
+            if (name, odd) not in [("pending", {})]:
+                continued(notes | {name: odd})
+            if odd != []:
+                continued(notes | {"pending": {"loss": odd}})
+    assert metrics_of.restored(notes)[0] == notes["pending"] and refused > 120
