@@ -71,7 +71,7 @@ def check_sampling(shape, keys):
     """Abstractly: what is trained can be sampled."""
     ema = check_training(shape, tuple((key, value) for key, value in keys if not key.startswith("sampler.")))
     task = build(configs.unflatten(dict(keys)), shape, CLASSES)
-    if task.sample is None:
+    if task.course is None:
         x, labels = jax.ShapeDtypeStruct((3, *shape), np.float32), jax.ShapeDtypeStruct((3,), np.int32)
         assert jax.eval_shape(task.log_prob, ema, x, 0.5, labels).shape == (3,)
         return

@@ -1,7 +1,10 @@
-"""The one loop that all samplers run in, down to samples and up to their noise."""
+"""The one loop that all samplers run in, down to samples and up to their noise.
+
+`sample` and `encode` are all of it. `sampling` and `encoding` are the same in parts, for programs that tell how far they are.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,25 @@ class Sampled(NamedTuple):
     x: jax.Array
     evaluations: jax.Array
     frames: jax.Array | None = None
+
+
+class Course(NamedTuple):
+    """Sampling in parts: finish(advance(begin(), 0, transitions)) is all of it.
+
+    begin() -> carry, a pytree of arrays; advance(carry, first, last) -> carry, after the transitions first .. last - 1;
+    finish(carry) -> Sampled. Compiled with `first` and `last` as arguments, `advance` is one program for parts of any size, and
+    the result is the same, bit for bit, however the transitions are parted.
+    """
+
+    begin: Callable[[], Any]
+    advance: Callable[[Any, int | jax.Array, int | jax.Array], Any]
+    finish: Callable[[Any], Sampled]
+    transitions: int
+
+
+def whole(course: Course) -> Sampled:
+    """All parts at once."""
+    return course.finish(course.advance(course.begin(), 0, course.transitions))
 
 
 def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
@@ -44,7 +66,6 @@ def sample(
     last: str = "denoise",
     x: jax.Array | None = None,
     frames: int = 0,
-    progress: Callable | None = None,
 ) -> Sampled:
     """Runs the sampler down the grid.
 
@@ -55,12 +76,26 @@ def sample(
     last says what is returned: "denoise", x0_hat at times[-1] (one more evaluation; on a table whose grid ends at 1/T this
     is the T-th step of the chain); "mean", the last transition without its noise; "stop", the state at times[-1].
     frames: how many states to return too, evenly spaced from the start to the result; the others are never stored.
-    progress: called on the host with the number of transitions done, some twenty times; it keeps the program out of the
-    persistent compilation cache.
 
     Raises ValueError for an unknown `last`, more frames than grid points, an x of another shape and, where times are concrete,
     for a grid that does not decrease within [0, t_max] or on which the sampler cannot start.
     """
+    return whole(sampling(sampler, denoise, process, times, keys, shape, last=last, x=x, frames=frames))
+
+
+def sampling(
+    sampler: Sampler,
+    denoise: Denoiser,
+    process: Process,
+    times: jax.Array,
+    keys: jax.Array,
+    shape: tuple[int, ...],
+    *,
+    last: str = "denoise",
+    x: jax.Array | None = None,
+    frames: int = 0,
+) -> Course:
+    """`sample` in parts, with its arguments and errors."""
     check(sampler, process, times, last, frames)
     if x is not None and x.shape != (len(keys), *shape):
         raise ValueError(f"x must be of shape {[len(keys), *shape]}, one state per key, found {list(x.shape)}")
@@ -68,15 +103,16 @@ def sample(
     def normal(i, j):
         return jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys(keys, i, j))
 
-    if x is None:
-        x = jax.vmap(lambda key: prior_sample(process, key, shape))(noise_keys(keys, 0, 0))
-    x, mean, evaluations, film = _run(sampler, denoise, process, times, x, normal, frames, progress)
-    if last == "mean":
-        x = mean
-    elif last == "denoise":
-        prediction = denoise(x, times[-1])
-        x, evaluations = prediction.x0, evaluations + prediction.evaluations
-    return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
+    def start():
+        return jax.vmap(lambda key: prior_sample(process, key, shape))(noise_keys(keys, 0, 0)) if x is None else x
+
+    def result(x, mean, evaluations):
+        if last == "denoise":
+            prediction = denoise(x, times[-1])
+            return prediction.x0, evaluations + prediction.evaluations
+        return mean if last == "mean" else x, evaluations
+
+    return _course(sampler, denoise, process, times, start, normal, frames, result)
 
 
 def encode(
@@ -89,37 +125,61 @@ def encode(
     others. `sample(..., times[::-1], x=encoded, last="stop")` decodes, up to the error of the steps. Raises ValueError for a
     sampler that draws noise and for a grid that does not increase within (0, t_max].
     """
+    return whole(encoding(sampler, denoise, process, times, x, frames=frames))
+
+
+def encoding(
+    sampler: Sampler, denoise: Denoiser, process: Process, times: jax.Array, x: jax.Array, *, frames: int = 0
+) -> Course:
+    """`encode` in parts, with its arguments and errors."""
     check_encoder(sampler, process, times, frames)
     zeros = jnp.zeros_like(x)
-    x, _, evaluations, film = _run(sampler, denoise, process, times, x, lambda i, j: zeros, frames)  # noqa: ARG005
-    return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
+
+    def result(x, mean, evaluations):  # noqa: ARG001 - the signature of every result
+        return x, evaluations
+
+    return _course(sampler, denoise, process, times, lambda: x, lambda i, j: zeros, frames, result)  # noqa: ARG005
 
 
-def _run(sampler, denoise, process, times, x, normal, frames, progress=None):
-    """(x, mean, evaluations, film) after all transitions. normal(i, j): the j-th noise of transition i - 1."""
+def _course(sampler, denoise, process, times, start, normal, frames, result):
+    """start() -> the state at times[0]; normal(i, j): the j-th noise of transition i - 1; result(x, mean, evaluations): the
+    sample and the evaluations in the end."""
     n = len(times) - 1
     stops = np.rint(np.linspace(0, n, frames)).astype(int)  # the transitions before which a frame is taken; n: the end
 
-    def through(step):
-        def body(carry, inputs):
+    def begin():
+        x = start()
+        film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
+        carry = x, x, sampler.init(x), jnp.zeros((), int), film
+        return jax.tree.map(lambda array: jnp.asarray(array, array.dtype), carry)  # of types that no transition changes
+
+    def through(step, transitions):
+        def body(k, carry):
             x, _, memory, evaluations, film = carry
-            i, t, s = inputs
+            i, t, s = (part[k] for part in transitions)
             film = _record(film, stops, x, i)
             counted, apart, spent = meter(denoise)
             x, mean, memory = step(counted, process, x, memory, At(t, s, i, n, lambda j: normal(i + 1, j), apart))
-            if progress is not None:
-                every = max(1, n // 20)
-                jax.lax.cond((i + 1) % every == 0, lambda: jax.debug.callback(progress, i + 1), lambda: None)
-            return (x, mean, memory, evaluations + spent(), film), None
+            return x, mean, memory, evaluations + spent(), film
 
         return body
 
-    film = jnp.zeros((frames, *x.shape), x.dtype) if frames else None
-    carry = (x, x, sampler.init(x), jnp.asarray(0), film)
-    for step, transitions in sampler.phases(times):
-        carry, _ = jax.lax.scan(through(step), carry, transitions)
-    x, mean, _, evaluations, film = carry
-    return x, mean, evaluations, film
+    def advance(carry, first, last):
+        clip, done = np.clip if concrete(first, last) else jnp.clip, 0
+        for step, transitions in sampler.phases(times):
+            count = len(transitions[0])
+            if count:
+                ends = (clip(end - done, 0, count) for end in (first, last))
+                carry = jax.lax.fori_loop(*ends, through(step, transitions), carry)  # a scan, where the ends are known
+            done += count
+        return carry
+
+    def finish(carry):
+        x, mean, _, evaluations, film = carry
+        x, evaluations = result(x, mean, evaluations)
+        return Sampled(x, evaluations, film if film is None else film.at[-1].set(x))
+
+    return Course(begin, advance, finish, n)
 
 
 def _record(film, stops, x, i):

@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> No
 
         state = loop.train(config, workdir, task, source, devices, held_out=held_out, params=params, begin=begin)
         name = sampling.sample_name(config, int(state.step))
-        if task.sample and not sampling.are_of(sampling.read_facts(workdir / "samples", name), config):
+        if task.course and not sampling.are_of(sampling.read_facts(workdir / "samples", name), config):
             draw_and_write(config, workdir, task, state)
         lines = logs.read(workdir / "metrics.jsonl")
         if lines:
@@ -100,7 +100,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
         how += f", inpainting {len(given.images)} images by {config.inpaint.method}"
     say(f"sampling {config.sampler.num_samples} with {how}")
     start = time.monotonic()
-    with Progress(sampling.work(config.sampler, devices), "sampling steps") as progress:
+    with Progress(sampling.work(config.sampler, devices, knobs), "sampling steps") as progress:
         drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress, knobs)
     seconds = time.monotonic() - start
     facts = {

@@ -107,7 +107,7 @@ def train(
     run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=donate)
     state = parallel.replicate(state, devices)
     loss_of = make_loss(task, config, held_out, devices) if held_out else None
-    draw = sampling.make_preview(task, config.sampler, devices) if task.sample else None
+    draw = sampling.make_preview(task, config.sampler, devices) if task.course else None
 
     def diverged(problem):
         checkpoints.finish(manager)

@@ -162,8 +162,8 @@ class Run:
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
         settings = {key: configs.acting(f"sampler.{key}", config) for key in config.sampler if key not in TRACED}
         same_program = json.dumps([settings, acts, config.inpaint.to_dict() if given else {}, up])
-        task = task._replace(sample=partial(task.sample, up=up)) if task.sample else task
-        draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices, tell=False)
+        task = task._replace(course=partial(task.course, up=up)) if task.course else task
+        draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices)
         knobs = task.knobs._replace(given=given)
         if start is not None:
             keys = sample_keys(config.sampler.seed, np.arange(count))

@@ -1,9 +1,10 @@
 """Drawing samples from parameters and writing them down."""
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,58 +25,78 @@ from ddpm_jax.training.tasks import NO_SAMPLES, Task
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds.
 ELSEWHERE = ("checkpoint", "name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames")
 IN_A_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")  # what a value may look like in a file's name
-PROGRESS_FROM = 100  # grid points from which a batch reports from inside its scan, which bars it from the compilation cache
+PARTS = 20  # of the transitions of a batch, at most, after each of which its progress is reported
 
 
-def make_draw(task: Task, sampler: ConfigDict, devices: Sequence, *, tell: bool = True):
-    """A function draw(params, report, knobs, seed) -> Sampled of NumPy arrays, compiled once: `num_samples` samples and, where
-    sampler.frames is 2 or more, the frames of the first batch.
+def make_batches(task: Task, sampler: ConfigDict, devices: Sequence):
+    """A function batches(params, report, knobs, seed, first) that yields one batch of `num_samples` samples after the other, as
+    Sampled of NumPy arrays, from the batch `first` on. With batch 0 come sampler.frames frames, where they are 2 or more.
 
     Sample i depends on the seed, i and its label alone. Batches are spread over the devices; the last one is filled up with
-    samples that are dropped. report: see `progress.Progress`, counts grid points over all batches (`tell`: inside long ones
-    too). knobs and seed: by default the task's and the sampler's. Raises UserError for a task with nothing to sample.
+    samples that are dropped. report: see `progress.Progress`, counts grid points over all batches, each as `points` of the
+    knobs. knobs and seed: by default the task's and the sampler's. Whether and how often it reports does not change a bit, and
+    all programs come from the compilation cache. Raises UserError for a task with nothing to sample.
     """
-    if task.sample is None:
+    if task.course is None:
         raise UserError(NO_SAMPLES)
     count, batch = sampler.num_samples, batch_size(sampler, devices)
-    current: list = [silent, 0]  # the report in use and the points done before this batch; the compiled function reads them
-
-    def inside(done):
-        current[0](current[1] + int(done))
-
     frames = min(sampler.frames, sampler.steps) if min(sampler.frames, sampler.steps) > 1 else 0
-    one_device = partial(task.sample, frames=frames, progress=inside if tell and sampler.steps >= PROGRESS_FROM else None)
+    course = partial(task.course, frames=frames)
 
-    def draw_part(*args):
-        drawn = one_device(*args)
+    def begin_part(*of):
+        return course(*of).begin()
+
+    def advance_part(carry, low, high, *of):
+        return course(*of).advance(carry, low, high)
+
+    def finish_part(carry, *of):
+        drawn = course(*of).finish(carry)
         return drawn._replace(evaluations=jnp.reshape(drawn.evaluations, 1))
 
-    out_axes = Sampled(0, 0, 0 if frames else None)
-    draw_batch = parallel.over_devices(draw_part, devices, in_axes=(None, None, None, 0), out_axes=out_axes)
+    of = (None, None, None, 0)
+    begin = parallel.over_devices(begin_part, devices, of, 0)
+    advance = parallel.over_devices(advance_part, devices, (0, None, None, *of), 0)
+    finish = parallel.over_devices(finish_part, devices, (0, *of), Sampled(0, 0, 0 if frames else None))
 
-    def draw(params, report: Report = silent, knobs=task.knobs, seed: int = sampler.seed) -> Sampled:
-        drawn, evaluations, film = [], 0, None
-        for first in range(0, count, batch):
-            current[:] = report, first // batch * sampler.steps
-            indices = parallel.split(np.arange(first, first + batch, dtype=np.int32), devices)
-            out = draw_batch(params, knobs, np.uint32(seed), indices)
-            drawn.append(np.concatenate(jax.device_get(out.x)))
-            evaluations = max(evaluations, int(np.max(jax.device_get(out.evaluations))))
-            if frames and film is None:
-                film = np.concatenate(jax.device_get(out.frames), axis=1)[:, :count]
-            jax.effects_barrier()
-            report(current[1] + sampler.steps)
-        current[0] = silent
-        return Sampled(np.concatenate(drawn)[:count], evaluations, film)
+    def batches(
+        params, report: Report = silent, knobs=task.knobs, seed: int = sampler.seed, first: int = 0
+    ) -> Iterator[Sampled]:
+        transitions = points(knobs) - 1
+        ends = np.linspace(0, transitions, 1 + min(1 if report is silent else PARTS, transitions)).astype(np.int32)
+        for start in range(first * batch, count, batch):
+            indices = parallel.split(np.arange(start, start + batch, dtype=np.int32), devices)
+            done, of = start // batch * points(knobs), (params, knobs, np.uint32(seed), indices)
+            carry = begin(*of)
+            for low, high in itertools.pairwise(ends):
+                carry = advance(carry, low, high, *of)
+                if report is not silent:
+                    jax.block_until_ready(carry)
+                    report(done + int(high))
+            out = jax.device_get(finish(carry, *of))
+            x = np.concatenate(out.x)[: count - start]
+            film = np.concatenate(out.frames, axis=1)[:, :count] if frames and start == 0 else None
+            report(done + points(knobs))
+            yield Sampled(x, int(np.max(out.evaluations)), film)
+
+    return batches
+
+
+def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
+    """A function draw(params, report, knobs, seed) -> Sampled: all batches of `make_batches` in one."""
+    batches = make_batches(task, sampler, devices)
+
+    def draw(*args, **kwargs) -> Sampled:
+        drawn = [*batches(*args, **kwargs)]
+        return Sampled(np.concatenate([part.x for part in drawn]), max(part.evaluations for part in drawn), drawn[0].frames)
 
     return draw
 
 
 def make_preview(task: Task, sampler: ConfigDict, devices: Sequence):
-    """`make_draw` for the grids on the way: the first batch of the samples, nothing else, from the compilation cache."""
+    """`make_draw` for the grids on the way: the first batch of the samples, as far as a picture shows it, and nothing else."""
     preview = sampler.copy_and_resolve_references()
     preview.update(frames=0, num_samples=min(sampler.num_samples, sampler.batch_size))
-    return make_draw(task, preview, devices, tell=False)
+    return make_draw(task, preview, devices)
 
 
 def batch_size(sampler: ConfigDict, devices: Sequence) -> int:
@@ -83,9 +104,14 @@ def batch_size(sampler: ConfigDict, devices: Sequence) -> int:
     return -(-min(sampler.batch_size, sampler.num_samples) // len(devices)) * len(devices)
 
 
-def work(sampler: ConfigDict, devices: Sequence) -> int:
+def points(knobs: Any) -> int:
+    """Grid points of a batch."""
+    return len(knobs.grid)
+
+
+def work(sampler: ConfigDict, devices: Sequence, knobs: Any) -> int:
     """Grid points over all batches, what `report` counts up to."""
-    return -(-sampler.num_samples // batch_size(sampler, devices)) * sampler.steps
+    return -(-sampler.num_samples // batch_size(sampler, devices)) * points(knobs)
 
 
 def write_samples(

@@ -19,7 +19,7 @@ from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
 from ddpm_jax.diffusion.process import Process, add_noise, check_times
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.sample import check, encode, sample, sample_keys
+from ddpm_jax.diffusion.sample import Course, Sampled, check, encoding, sample_keys, sampling, whole
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
 from ddpm_jax.diffusion.times import TIMES, Examples, Times
 from ddpm_jax.diffusion.transforms import CLIPS
@@ -61,9 +61,9 @@ class Task(NamedTuple):
     `levels`, over which the log tells losses apart. Where it is not training, nothing is dropped and no image mirrored.
     history: what the task remembers of the steps before, at first; arrays, or () for nothing. remember(history, seen) ->
     history, with `seen`, arrays [N, ...], of the whole global batch in its order.
-    sample(params, knobs, seed, indices [B], frames, progress, up) -> Sampled, images [B, H, W, C] in [-1, 1]: image i depends
-    on seed, indices[i], its label and the knobs alone; up: from knobs.start up the grid, to its noise. None where there is
-    nothing to sample.
+    course(params, knobs, seed, indices [B], frames, up) -> the Course to images [B, H, W, C] in [-1, 1]: image i depends on
+    seed, indices[i], its label and the knobs alone; up: from knobs.start up the grid, to its noise. None where there is nothing
+    to sample. sample, with the same arguments: all of it, Sampled.
     noised(batch, keys [B], frames) -> [frames, B, ...]: the examples on their way into noise.
     process, and denoiser(params, labels, process) -> Denoiser, unclipped, are what plugs into the kernel. labels [B]: of a
     conditional network; None: the null label.
@@ -74,7 +74,7 @@ class Task(NamedTuple):
 
     init: Callable
     loss: Callable
-    sample: Callable | None
+    course: Callable[..., Course] | None
     knobs: Any
     levels: tuple[float, float]
     noised: Callable
@@ -85,6 +85,9 @@ class Task(NamedTuple):
     labels: tuple[int, ...] = ()
     label_names: tuple[str, ...] = ()
     log_prob: Callable | None = None
+
+    def sample(self, *args, **kwargs) -> Sampled:
+        return whole(self.course(*args, **kwargs))
 
 
 class Kernel(NamedTuple):
@@ -195,7 +198,7 @@ def diffusion(
         apply = partial(network.apply, params, **({} if labels is None else {"labels": labels}))
         return network_denoiser(apply, process, prediction, learned_variance=learned_variance)
 
-    def draw(params, knobs, seed, indices, frames=0, progress=None, up=False):
+    def course(params, knobs, seed, indices, frames=0, up=False):
         sampler, process, grid = knobs.sampler, knobs.process, knobs.grid
         labels = knobs.labels[indices % len(knobs.labels)] if labels_of_samples else None
         bind = lambda labels: denoiser(params, labels if classes else None, process)  # noqa: E731
@@ -206,14 +209,15 @@ def diffusion(
         denoise = guided.by_classifier(denoise, labels, process, config.guidance, guides, knobs.guidance)
         x = knobs.start[indices % len(knobs.start)] if len(knobs.start) else None
         if up:
-            return encode(sampler, denoise, process, grid[::-1], x, frames=frames)
-        keys = sample_keys(seed, indices)
-        return sample(sampler, denoise, process, grid, keys, image_shape, last=last, x=x, frames=frames, progress=progress)
+            return encoding(sampler, denoise, process, grid[::-1], x, frames=frames)
+        return sampling(
+            sampler, denoise, process, grid, sample_keys(seed, indices), image_shape, last=last, x=x, frames=frames
+        )
 
     knobs = Knobs(sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides))
     shared = _on_its_way(process, times, image_shape)
     shared |= {"labels": labels_of_samples, "label_names": label_names}
-    return Task(init, loss, draw, knobs, process=process, denoiser=denoiser, **shared)
+    return Task(init, loss, course, knobs, process=process, denoiser=denoiser, **shared)
 
 
 def classifier(config, image_shape: tuple[int, int, int], num_classes: int, *_) -> Task:

@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,8 @@ from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.oracle import denoiser, gaussian
 from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import At, ancestral, ddim
+from ddpm_jax.diffusion.sample import sample, sample_keys, sampling
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, ancestral, ddim
 
 PROCESS = PROCESSES["linear"]()
 DENOISE = denoiser(gaussian([0.2] * 3, 0.25 * np.eye(3)), PROCESS)
@@ -96,14 +98,24 @@ def test_evaluations_are_counted_not_assumed():
     assert evaluations == 12
 
 
-def test_progress_is_told_and_changes_nothing():
-    """But for the last bit: with the callback it is another program, whose multiplications and additions fuse otherwise."""
-    told = []
-    times = uniform(PROCESS, steps=101)
-    x, _, _ = sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,), progress=lambda done: told.append(int(done)))
-    jax.effects_barrier()
-    assert sorted(told) == list(range(5, 101, 5))
-    chex.assert_trees_all_close(x, sample(ddim(), DENOISE, PROCESS, times, KEYS, (3,)).x, atol=1e-6)
+@pytest.mark.parametrize("name", ["ancestral", "pndm", "dpmpp_3m"])
+def test_parts_do_not_change_a_bit(name):
+    """Of one compiled program, however they are cut: into the dearer steps of the start too, and with memory and frames."""
+    times = uniform(PROCESS, steps=13)
+    course = sampling(SAMPLERS[name](), DENOISE, PROCESS, times, KEYS, (3,), frames=4)
+    advance = jax.jit(course.advance)
+
+    def parted(*ends):
+        carry = jax.jit(course.begin)()
+        for first, last in itertools.pairwise(ends):
+            carry = advance(carry, np.int32(first), np.int32(last))
+        return jax.jit(course.finish)(carry)
+
+    at_once = parted(0, 12)
+    for ends in ((0, 2, 7, 12), range(13)):
+        chex.assert_trees_all_equal(parted(*ends), at_once)
+    assert advance._cache_size() == 1 and course.transitions == 12
+    chex.assert_trees_all_close(at_once, sample(SAMPLERS[name](), DENOISE, PROCESS, times, KEYS, (3,), frames=4), atol=1e-5)
 
 
 def test_frames_are_states_of_the_chain():

@@ -42,13 +42,20 @@ def test_the_first_of_many_are_the_few(tiny_config, params):
     assert np.abs(other_seed - few).max() > 0.1
 
 
-def test_progress_over_batches_and_inside_them(tiny_config, params):
-    tiny_config.sampler.update(num_samples=4, batch_size=2, steps=100, name="ddim")
-    task = build(tiny_config, (8, 8, 1))
+def test_progress_over_batches_and_inside_them(point_config):
+    """It changes no bit; and programs without effects, as callbacks are, come from the compilation cache."""
+    point_config.sampler.update(num_samples=4, batch_size=2, steps=100, name="ddim")
+    task, devices = build(point_config, (2,)), jax.devices()[:1]
+    params = jax.jit(task.init)(jax.random.key(0))
     told = []
-    sampling.make_draw(task, tiny_config.sampler, jax.devices()[:1])(params, told.append)
-    assert told[-1] == sampling.work(tiny_config.sampler, jax.devices()[:1]) == 200
+    batches = sampling.make_batches(task, point_config.sampler, devices)
+    told_of = [part.x for part in batches(params, told.append)]
+    assert told[-1] == sampling.work(point_config.sampler, devices, task.knobs) == 200
     assert {100, 200} <= set(told) and len(told) > 20 and told == sorted(told)
+    np.testing.assert_array_equal(told_of, [part.x for part in batches(params)])
+    (second,) = batches(params, told.append, first=1)
+    np.testing.assert_array_equal(second.x, told_of[1])
+    assert not jax.make_jaxpr(task.sample)(params, task.knobs, np.uint32(0), np.arange(2, dtype=np.int32)).effects
 
 
 def test_files(tiny_config, tmp_path):
