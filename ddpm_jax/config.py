@@ -27,6 +27,7 @@ from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.resampling import RESAMPLING
 from ddpm_jax.training.guided import FORMS
 from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.training.parts import WAYS
 from ddpm_jax.training.tasks import TASKS, kernel
 
 
@@ -202,6 +203,7 @@ KEYS: dict[str, Key] = {
     "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", LABEL, words=True),
     "sampler.num_samples": Key(64, "images", to(1_000_000)),
     "sampler.batch_size": Key(64, "images sampled at once, at most", to(100_000)),
+    "sampler.save": Key("npz", "the samples as one .npz, as guided-diffusion's evaluator reads it, or a folder of PNGs", WAYS),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", to(1000, 0)),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
     "guidance.scale": Key(1.0, "w of eps_u + w (eps_c - eps_u), eps_u with the null label; 1: the conditional model", FINITE),

@@ -14,11 +14,13 @@ from ddpm_jax.images import to_uint8
 from ddpm_jax.terminal import shown
 
 GREY = 96  # of the lines between tiles
+PICTURED = 256  # images of a picture, at most
+FILMED = 16  # of an animation, at most
 LETTERS = 16  # of a row's name, at most
 
 
 def picture(samples: np.ndarray, kinds: int = 0, columns: int = 0, names: Sequence[str] = ()) -> np.ndarray:
-    """A grid of images, or a scatter plot of points.
+    """A grid of images, of many the first 256, or a scatter plot of points.
 
     columns: the images of a row, for what was put together row by row; 0 for the squarest grid.
     kinds: where sample i is of kind i mod kinds, each kind has a row, unless there are fewer than two samples of each.
@@ -26,7 +28,7 @@ def picture(samples: np.ndarray, kinds: int = 0, columns: int = 0, names: Sequen
     """
     if samples.ndim == 2:
         return scatter(samples)
-    images = to_uint8(samples)
+    images = to_uint8(samples[:PICTURED])
     if kinds < 2 or len(images) <= kinds:
         return image_grid(images, columns)
     columns = math.ceil(len(images) / kinds)
@@ -107,7 +109,7 @@ def save_png(path: str | Path, picture: np.ndarray, opens: files.Opens = files.w
 def save_gif(
     path: str | Path,
     film: np.ndarray,
-    images: int = 16,
+    images: int = FILMED,
     milliseconds: int = 80,
     hold: int = 1500,
     opens: files.Opens = files.whole,

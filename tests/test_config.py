@@ -474,8 +474,12 @@ def run_job(tmp_path_factory):
             return {"ends": re.search(r"comes from log|\d+ updates in a row|$", str(error)).group()}
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         folder = workdir / "samples"
-        (file,) = folder.glob("*.npz")
-        (drawn,) = np.load(file).values()
+        (file,) = folder.glob("step_*.json")
+        saved = [path.suffix for path in folder.glob(f"{file.stem}*") if path.is_dir() or path.suffix == ".npz"]
+        if saved == [".npz"]:
+            (drawn,) = np.load(file.with_suffix(".npz")).values()
+        else:
+            drawn = np.stack([np.asarray(Image.open(path)) for path in (folder / file.stem).iterdir()])
         return {
             "ends": None,
             "micro_batches": calls["micro-batches of make_step"],
@@ -491,6 +495,7 @@ def run_job(tmp_path_factory):
             "grids": sorted(path.name for path in folder.glob("training_*.png")),
             "drawn": drawn.tolist(),
             "count": len(drawn),
+            "saved": saved,
             "frames": {path.stem.removeprefix(file.stem): frames(path) for path in folder.glob("*.gif")},
             "sampled_at_once": max(SAMPLED),
         }
@@ -533,6 +538,7 @@ RUN_KEYS = [
             "sampler.num_samples": 3,
             "sampler.batch_size": 2,
             "sampler.frames": 4,
+            "sampler.save": "png",
         },
         {
             "data": {
@@ -554,6 +560,7 @@ RUN_KEYS = [
             "logged": [4, 8],
             "grids": ["training_00000002.png", "training_00000004.png", "training_00000006.png"],
             "count": 3,
+            "saved": [""],
             "sampled_at_once": 2,
             "frames": {"forward_process": 4, "_trajectory": 4},
         },

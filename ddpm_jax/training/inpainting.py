@@ -1,5 +1,6 @@
 """Inpainting of given images by a trained run: what is given, and its picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,18 +80,20 @@ def _stored(path, image_shape):
     """The images in an .npz file as sampling writes it."""
 
     def choose(heads):
-        if "samples" not in heads:
-            raise files.Unreadable(path, "there is no array `samples` in it")
-        dtype, shape = heads["samples"]
+        name = next((name for name in ("arr_0", "samples") if name in heads), None)  # of today, and of before
+        if name is None:
+            raise files.Unreadable(path, "there is no array `arr_0` in it")
+        dtype, shape = heads[name]
         if dtype != np.uint8 or shape[1:] != image_shape:
             raise UserError(
                 f"{path} holds {dtype} {list(shape)}, and the run's images are uint8 [N, "
                 f"{', '.join(map(str, image_shape))}]: give images of its size."
             )
-        return ["samples"]
+        return [name]
 
     try:
-        return files.read_npz(path, choose, follow=True)["samples"]
+        (pictures,) = files.read_npz(path, choose, follow=True).values()
+        return pictures
     except files.Unreadable as error:
         raise UserError(
             f"{path} cannot be read as images ({error.reason}). Give a .npz as sampling writes it, or PNGs."
@@ -142,14 +145,17 @@ def check(config: ConfigDict, task: Any, params: Any, knobs: Any) -> None:
         ) from error
 
 
-def picture(given: Given, samples: np.ndarray) -> np.ndarray:
-    """A row per image: it, its known pixels, the others grey, and what was drawn for it."""
-    count = len(given.images)
-    rows, columns = min(count, len(samples), ROWS), min(-(-len(samples) // count), COLUMNS)
-    tiles = []
-    for i in range(rows):
-        drawn = samples[i::count][:columns]
-        blank = np.zeros((columns - len(drawn), *drawn.shape[1:]), drawn.dtype)
-        image = given.images[i : i + 1]
-        tiles += [image, np.where(given.known, image, 0.0), drawn, blank]
-    return plots.image_grid(images.to_uint8(np.concatenate(tiles)), columns=columns + 2)
+def picture(given: Given, count: int, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A row per image: it, its known pixels, the others grey, and what was drawn for it.
+
+    take(indices) gives those of the `count` samples, uint8.
+    """
+    total = len(given.images)
+    rows, columns = min(total, count, ROWS), min(-(-count // total), COLUMNS)
+    before = images.to_uint8(np.asarray(given.images)[:rows])
+    masked = images.to_uint8(np.where(given.known, given.images[:rows], 0.0))
+    indices = np.arange(rows)[:, None] + total * np.arange(columns)
+    drawn = np.full((rows, columns, *before.shape[1:]), images.to_uint8(0.0))
+    drawn[indices < count] = take(indices[indices < count])
+    tiles = np.concatenate([before[:, None], masked[:, None], drawn], axis=1)
+    return plots.image_grid(tiles.reshape(-1, *before.shape[1:]), columns=columns + 2)

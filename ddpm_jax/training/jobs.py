@@ -16,6 +16,7 @@ from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training import history as histories
 from ddpm_jax.training.held_out import open_held_out
+from ddpm_jax.training.parts import Parts
 from ddpm_jax.training.progress import Progress, duration
 from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import Task, build
@@ -88,36 +89,44 @@ def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: 
 def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, given: inpainting.Given | tuple = ()) -> None:
     """Samples with the averaged parameters that sampler.ema names and writes the files, whose names it prints.
 
+    Every batch is on the disk as soon as it is drawn. What was drawn in the same way until a kill is not drawn again.
     given: what to inpaint. Raises UserError where the method of inpainting does not go with the sampler.
     """
-    devices = jax.local_devices()
-    draw = sampling.make_draw(task, config.sampler, devices)
-    knobs = task.knobs._replace(given=given)
-    how = f"{config.sampler.name}, {config.sampler.steps} steps"
+    devices, c = jax.local_devices(), config.sampler
+    batches = sampling.make_batches(task, c, devices)
+    params, knobs = state.ema[c.ema], task.knobs._replace(given=given)
+    how = f"{c.name}, {c.steps} steps"
     if given:
         inpainting.check_labels(config, task)
-        inpainting.check(config, task, state.ema[config.sampler.ema], knobs)
+        inpainting.check(config, task, params, knobs)
         how += f", inpainting {len(given.images)} images by {config.inpaint.method}"
-    say(f"sampling {config.sampler.num_samples} with {how}")
+    step = int(state.step)
+    folder, name = files.folder(workdir, "samples"), sampling.sample_name(config, step)
+    drawn_as = sampling.identity(config, params, knobs, step, devices)
+    parts = Parts(folder, name, drawn_as, sampling.batch_size(c, devices), c.num_samples)
+    done = parts.done()
+    there = f"; {min(done * parts.batch, parts.count)} of them are there from before" if done else ""
+    say(f"sampling {c.num_samples} with {how}{there}")
     start = time.monotonic()
-    with Progress(sampling.work(config.sampler, devices, knobs), "sampling steps") as progress:
-        drawn = draw(parallel.replicate(state.ema[config.sampler.ema], devices), progress, knobs)
+    with Progress(sampling.work(c, devices, knobs), "sampling steps", done * sampling.points(knobs)) as progress:
+        for number, drawn in enumerate(batches(parallel.replicate(params, devices), progress, knobs, first=done), done):
+            parts.add(number, drawn)
     seconds = time.monotonic() - start
     facts = {
         **sampling.how(config),
         **({"inpaint": config.inpaint.to_dict()} if given else {}),
-        "seed": config.sampler.seed,
-        "checkpoint_step": int(state.step),
-        "ema_decay": config.ema.decays[config.sampler.ema],
-        "network_evaluations": drawn.evaluations,
+        "seed": c.seed,
+        "checkpoint_step": step,
+        "ema_decay": config.ema.decays[c.ema],
+        "network_evaluations": parts.evaluations,
         "seconds": round(seconds, 3),
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
-    name = sampling.sample_name(config, int(state.step))
-    picture = inpainting.picture(given, drawn.x) if given else None
-    paths = sampling.write_samples(files.folder(workdir, "samples"), name, drawn, facts, task.labels, task.label_names, picture)
+    picture = inpainting.picture(given, parts.count, parts.rows) if given else None
+    paths = sampling.write_samples(folder, name, parts, facts, task.labels, task.label_names, picture, c.save)
+    parts.remove()
     say(
-        f"{drawn.evaluations} network evaluations per sample, {duration(seconds)} with compilation; wrote",
+        f"{facts['network_evaluations']} network evaluations per sample, {duration(seconds)} with compilation; wrote",
         *(f"  {path}" for path in paths),
     )
 

@@ -186,6 +186,8 @@ class Run:
         flat = configs.flatten(self.config)
         if "num_samples" in told:
             raise UserError("num_samples is told by the first argument, or by the number of images: leave it out.")
+        if "save" in told:
+            raise UserError("save is of the files that --mode=sample writes, and these samples are arrays: leave it out.")
         for key, value in {**others, **overrides, "sampler.num_samples": count}.items():
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)

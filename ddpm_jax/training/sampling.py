@@ -19,11 +19,12 @@ from ddpm_jax.config import GUIDES, acting, applies, is_default
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
+from ddpm_jax.training.parts import WAYS, Parts
 from ddpm_jax.training.progress import Report, silent
 from ddpm_jax.training.tasks import NO_SAMPLES, Task
 
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds.
-ELSEWHERE = ("checkpoint", "name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames")
+ELSEWHERE = ("checkpoint", "name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames", "save")
 IN_A_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")  # what a value may look like in a file's name
 PARTS = 20  # of the transitions of a batch, at most, after each of which its progress is reported
 
@@ -117,31 +118,43 @@ def work(sampler: ConfigDict, devices: Sequence, knobs: Any) -> int:
 def write_samples(
     folder: Path,
     name: str,
-    drawn: Sampled,
+    parts: Parts,
     facts: dict[str, Any],
     labels: tuple[int, ...] = (),
     names: tuple[str, ...] = (),
     picture: np.ndarray | None = None,
+    way: str = "npz",
 ) -> list[Path]:
-    """NAME.png, a picture; NAME.npz, `samples`: images as uint8 [N, H, W, C], points as float32 [N, 2]; NAME.json, the facts.
+    """NAME.png, a picture of the first samples; the samples, as WAYS[way] writes them; at last NAME.json, the facts.
 
-    All of these files appear, or none. The last is NAME.json, which names the others as `files`. Returns their paths.
+    All of them appear, or none. NAME.json names the others as `files`. Returns their paths.
 
-    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, with its name of `names`,
-    and `labels`, int32 [N], beside the samples. picture: in place of that of the samples. Of the frames, where there are any:
-    NAME_trajectory.gif and NAME_trajectory.png.
+    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, with its name of `names`.
+    picture: in place of that of the samples. Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
     """
-    samples = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
-    paths = [folder / f"{name}.png", folder / f"{name}.npz"]
-    given = {"labels": np.resize(np.int32(labels), len(samples))} if labels else {}
+    if picture is None:
+        points = parts.rows(np.arange(1)).ndim == 2
+        shown = parts.rows(np.arange(parts.count if points else min(parts.count, plots.PICTURED)))
+        picture = plots.picture(shown if points else np.asarray(images.to_model(shown)), kinds=len(labels), names=names)
     with files.together() as opens:
-        plots.save_png(paths[0], plots.picture(drawn.x, kinds=len(labels), names=names) if picture is None else picture, opens)
-        with opens(paths[1]) as file:
-            np.savez_compressed(file, samples=samples, **given)
-        if drawn.frames is not None:
-            paths += write_film(folder, f"{name}_trajectory", drawn.frames, opens)
+        paths = [folder / f"{name}.png", WAYS[way](folder / name, parts, labels, opens)]
+        plots.save_png(paths[0], picture, opens)
+        if (film := parts.frames) is not None:
+            paths += write_film(folder, f"{name}_trajectory", film, opens)
         files.write_json(folder / f"{name}.json", facts | {"files": [path.name for path in paths]}, opens)
     return [*paths, folder / f"{name}.json"]
+
+
+def identity(config: ConfigDict, params: Any, knobs: Any, step: int, devices: Sequence) -> str:
+    """A digest of all that samples depend on, to the last bit; not of how many they are, or in what files."""
+    acts = how(config) | {"inpaint": config.inpaint.to_dict()}
+    acts["sampler"] = {key: value for key, value in acts["sampler"].items() if key not in ("num_samples", "save")}
+    where = [step, batch_size(config.sampler, devices), len(devices), devices[0].device_kind, jax.__version__]
+    digest = hashlib.sha256(json.dumps([acts, where], sort_keys=True).encode())
+    for leaf in jax.tree.leaves((params, knobs)):
+        leaf = np.asarray(leaf)
+        digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()
 
 
 def how(config: ConfigDict) -> dict[str, Any]:
@@ -164,7 +177,7 @@ def read_facts(folder: Path, name: str) -> dict[str, Any]:
     try:
         facts = {**files.read_json(folder / f"{name}.json")}
         needed = facts.pop("files", [f"{name}.png", f"{name}.npz"])  # of before it is not told
-        return facts if all((folder / file).is_file() for file in needed) else {}
+        return facts if all((folder / file).exists() for file in needed) else {}
     except (files.Unreadable, TypeError):
         return {}
 

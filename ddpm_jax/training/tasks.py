@@ -178,6 +178,8 @@ def diffusion(
     network = construct(NETWORKS, dict(config.network) | {"outputs": 1 + learned_variance, "num_classes": classes})
     noisy = _training_noise(config, process, times, image_shape)
     last = config.sampler.last
+    if config.sampler.save == "png" and len(image_shape) != 3:
+        raise UserError(f"config.sampler.save=png is for images, but the data are of shape {list(image_shape)}: take npz.")
 
     def init(key):
         return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))

@@ -51,6 +51,7 @@ def workdir(tmp_path_factory):
     Image.fromarray(np.uint8(MASK)).save(folder / "faint.png")
     (folder / "text.png").write_text("no image")
     np.savez(folder / "stored.npz", samples=PICTURES)
+    np.savez(folder / "today.npz", arr_0=PICTURES)
     np.savez(folder / "other.npz", images=PICTURES)
     np.savez(folder / "small.npz", samples=PICTURES[:, :4])
     (folder / "text.npz").write_text("no archive")
@@ -72,7 +73,7 @@ def test_the_command_writes_before_mask_and_after(workdir, capsys):
     assert "inpainting 3 images by repaint" in capsys.readouterr().out
     (name,) = (path.stem for path in (workdir / "samples").glob("step_00000008_ancestral5_inpaint_repaint_*_n5.json"))
     assert re.search(r"_pictures-[0-9a-f]{8}_mask-[0-9a-f]{8}_resamplings_2_seed0_n5$", name)
-    samples, facts = np.load(workdir / "samples" / f"{name}.npz")["samples"], (workdir / "samples" / f"{name}.json").read_text()
+    samples, facts = np.load(workdir / "samples" / f"{name}.npz")["arr_0"], (workdir / "samples" / f"{name}.json").read_text()
     assert '"network_evaluations": 9' in facts and '"method": "repaint"' in facts
     np.testing.assert_array_equal(samples[:, MASK], np.resize(PICTURES, samples.shape)[:, MASK])
     assert (samples[:, ~MASK] != np.resize(PICTURES, samples.shape)[:, ~MASK]).mean() > 0.9
@@ -116,7 +117,7 @@ def test_in_python(workdir):
         ({"mask": "low.png"}, "low.png is 7 pixels high and 8 wide"),
         ({"mask": "faint.png"}, r"faint.png, of grey levels 0 to 1 of 255, is black .0. all over\. Known pixels are white"),
         ({"images": "run/checkpoints"}, "holds no images.*Pass another --config.inpaint.images"),
-        ({"images": "other.npz"}, "other.npz cannot be read as images .there is no array `samples`"),
+        ({"images": "other.npz"}, "other.npz cannot be read as images .there is no array `arr_0`"),
         ({"images": "text.npz"}, "text.npz cannot be read as images"),
         ({"images": "small.npz"}, r"small.npz holds uint8 \[3, 4, 8, 1\], and the run's images are uint8 \[N, 8, 8, 1\]"),
     ],
@@ -156,7 +157,7 @@ def test_images_that_are_none(pictures):
 
 def test_files_that_fit(workdir):
     config = config_of(workdir)
-    for name, expected in {"pictures": PICTURES, "pictures/1.png": PICTURES[1:2], "stored.npz": PICTURES}.items():
+    for name, expected in {"pictures": PICTURES, "pictures/1.png": PICTURES[1:2], "stored.npz": PICTURES, "today.npz": PICTURES}.items():
         config.inpaint.images = str(workdir.parent / name)
         given = inpainting.read(config.inpaint, SHAPE)
         np.testing.assert_array_equal(images.to_uint8(given.images), expected)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 
@@ -8,7 +9,9 @@ from PIL import Image
 
 from ddpm_jax import images
 from ddpm_jax.diffusion.sample import Sampled
-from ddpm_jax.training import parallel, sampling
+from ddpm_jax.training import jobs, parallel, sampling
+from ddpm_jax.training.parts import Parts
+from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import build
 
 
@@ -58,13 +61,21 @@ def test_progress_over_batches_and_inside_them(point_config):
     assert not jax.make_jaxpr(task.sample)(params, task.knobs, np.uint32(0), np.arange(2, dtype=np.int32)).effects
 
 
+def parts_of(folder, *drawn):
+    """These batches on the disk."""
+    parts = Parts(folder, "name", "as it was drawn", len(drawn[0].x), sum(len(part.x) for part in drawn))
+    for number, part in enumerate(drawn):
+        parts.add(number, part)
+    return parts
+
+
 def test_files(tiny_config, tmp_path):
     film = np.linspace(-1.2, 1.2, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
-    paths = sampling.write_samples(tmp_path, "name", Sampled(film[-1], 5, film), {"seed": 3})
+    paths = sampling.write_samples(tmp_path, "name", parts_of(tmp_path, Sampled(film[-1], 5, film)), {"seed": 3})
     assert [path.name for path in paths] == ["name.png", "name.npz", "name_trajectory.gif", "name_trajectory.png", "name.json"]
     assert json.loads(paths[-1].read_text()) == {"seed": 3, "files": [path.name for path in paths[:-1]]}
     with np.load(paths[1]) as stored:
-        np.testing.assert_array_equal(stored["samples"], images.to_uint8(film[-1]))
+        np.testing.assert_array_equal(stored["arr_0"], images.to_uint8(film[-1]))
     assert Image.open(paths[0]).size[0] > 2 * 48
     assert Image.open(paths[2]).n_frames == 5
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ancestral5_seed0_n4"
@@ -90,9 +101,10 @@ def test_files(tiny_config, tmp_path):
 def test_files_of_samples_with_labels(tmp_path):
     """Their labels beside them, and a row of the picture for each label, the short ones filled up."""
     grey = np.linspace(-1, 1, 8)
-    paths = sampling.write_samples(tmp_path, "name", Sampled(np.tile(grey[:, None, None, None], (8, 8, 1)), 5), {}, (4, 0, 7))
+    parts = parts_of(tmp_path, Sampled(np.tile(grey[:, None, None, None], (8, 8, 1)), 5))
+    paths = sampling.write_samples(tmp_path, "name", parts, {}, (4, 0, 7))
     with np.load(paths[1]) as stored:
-        assert stored["labels"].tolist() == [4, 0, 7, 4, 0, 7, 4, 0] and stored["labels"].dtype == np.int32
+        assert stored["arr_1"].tolist() == [4, 0, 7, 4, 0, 7, 4, 0] and stored["arr_1"].dtype == np.int32
     with Image.open(paths[0]) as image:
         shown = np.asarray(image)[..., 0]
     step = shown.shape[0] // 3
@@ -104,7 +116,67 @@ def test_files_of_samples_with_labels(tmp_path):
 
 def test_points_are_scattered(tmp_path):
     points = np.random.default_rng(0).normal(size=(3, 100, 2)).astype(np.float32) / 2
-    paths = sampling.write_samples(tmp_path, "name", Sampled(points[-1], 5, points), {})
+    paths = sampling.write_samples(tmp_path, "name", parts_of(tmp_path, Sampled(points[-1], 5, points)), {})
     with np.load(paths[1]) as stored:
-        np.testing.assert_array_equal(stored["samples"], points[-1])
+        np.testing.assert_array_equal(stored["arr_0"], points[-1])
     assert Image.open(paths[0]).size == (320, 320)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_file_per_sample(channels, tmp_path):
+    """In batches of which the last is short; the picture shows 256 of them."""
+    x = np.random.default_rng(0).uniform(-1, 1, (300, 48, 2, channels)).astype(np.float32)
+    parts = parts_of(tmp_path, *(Sampled(x[i : i + 90], 5) for i in range(0, 300, 90)))
+    paths = sampling.write_samples(tmp_path, "name", parts, {}, (0, 1), way="png")
+    assert [path.name for path in paths] == ["name.png", "name", "name.json"]
+    assert sorted(path.name for path in paths[1].iterdir()) == [f"{i:06}.png" for i in range(300)]
+    for i in (0, 89, 90, 299):
+        with Image.open(paths[1] / f"{i:06}.png") as image:
+            assert image.mode == ("L" if channels == 1 else "RGB")
+            np.testing.assert_array_equal(np.asarray(image).reshape(48, 2, channels), images.to_uint8(x[i]))
+    with Image.open(paths[0]) as image:
+        assert image.size == (128 * 3 + 1, 2 * 49 + 1)
+    sampling.write_samples(tmp_path, "name", parts, {}, way="png")  # again: in place of those that are there
+    assert len(list(paths[1].iterdir())) == 300
+    np.testing.assert_array_equal(parts.rows(np.array([299, 0, 90])), images.to_uint8(x[[299, 0, 90]]))
+
+
+def test_a_kill_costs_one_batch(point_config, tmp_path, monkeypatch, capsys):
+    """What was drawn before is not drawn again, the result is that of an unbroken run, and other settings are not mixed in."""
+    point_config.sampler.update(num_samples=5, batch_size=2, frames=3, steps=4)
+    task = build(point_config, (2,))
+    params = jax.jit(task.init)(jax.random.key(0))
+    state = State(step=np.int32(8), params=params, opt_state=(), ema=(params,))
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    add, added = Parts.add, []
+
+    def draw(folder, kill_before=99):
+        def add_until(parts, number, drawn):
+            if number == kill_before:
+                raise KeyboardInterrupt
+            added.append(number)
+            add(parts, number, drawn)
+
+        monkeypatch.setattr(Parts, "add", add_until)
+        added.clear()
+        with contextlib.suppress(KeyboardInterrupt):
+            jobs.draw_and_write(point_config, folder, task, state)
+        return added.copy()
+
+    def written(folder):
+        assert not list((folder / "samples").glob("*.parts"))
+        (file,) = (folder / "samples").glob("*.npz")
+        with np.load(file) as stored:
+            return stored["arr_0"], file.with_name(f"{file.stem}_trajectory.gif").read_bytes()
+
+    assert draw(tmp_path / "whole") == [0, 1, 2]
+    assert draw(tmp_path / "broken", kill_before=2) == [0, 1]
+    (part,) = (tmp_path / "broken" / "samples").glob("*.parts/000001.npz")
+    assert draw(tmp_path / "broken", kill_before=2) == [] and "4 of them are there from before" in capsys.readouterr().out
+    part.write_bytes(part.read_bytes()[:-9])
+    assert draw(tmp_path / "broken") == [1, 2]
+    for whole, broken in zip(written(tmp_path / "whole"), written(tmp_path / "broken"), strict=True):
+        np.testing.assert_array_equal(broken, whole)
+    assert draw(tmp_path / "other", kill_before=1) == [0]
+    state = state._replace(ema=(jax.tree.map(lambda x: x + 0.1, params),))
+    assert draw(tmp_path / "other") == [0, 1, 2]

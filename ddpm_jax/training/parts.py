@@ -1,0 +1,117 @@
+"""Samples on the disk batch by batch, as they are drawn: a kill costs one batch, and memory never holds more than one."""
+
+import itertools
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax import files, images, plots
+from ddpm_jax.diffusion.sample import Sampled
+
+
+class Parts:
+    """The batches of some samples, in the folder NAME.parts. Images are uint8, points float32.
+
+    identity: all that the samples depend on, or a digest of it. A part of another identity counts as missing, so that samples
+    of two settings are never mixed.
+    """
+
+    def __init__(self, samples: Path, name: str, identity: str, batch: int, count: int):
+        self.folder = files.folder(samples, f"{name}.parts")
+        self.identity, self.batch, self.count = identity, batch, count
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch)
+
+    def done(self) -> int:
+        """How many batches are there, from the first on, before one is missing."""
+        for number in range(len(self)):
+            try:
+                self._read(number, "evaluations")
+            except files.Unreadable:
+                return number
+        return len(self)
+
+    def add(self, number: int, drawn: Sampled) -> None:
+        """Writes a batch, whole or not at all. Raises OSError."""
+        x = images.to_uint8(drawn.x) if drawn.x.ndim == 4 else drawn.x
+        shown = slice(plots.FILMED if drawn.x.ndim == 4 else None)
+        film = {} if drawn.frames is None else {"frames": drawn.frames[:, shown]}
+        with files.whole(self._path(number)) as file:
+            np.savez(file, identity=self.identity, x=x, evaluations=drawn.evaluations, **film)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The samples of one batch after the other."""
+        return (self._read(number, "x") for number in range(len(self)))
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Samples of these indices."""
+        numbers = np.asarray(indices) // self.batch
+        found = {number: self._read(number, "x")[indices[numbers == number] - number * self.batch] for number in set(numbers)}
+        rows = np.empty((len(numbers), *next(iter(found.values())).shape[1:]), next(iter(found.values())).dtype)
+        for number, x in found.items():
+            rows[numbers == number] = x
+        return rows
+
+    @property
+    def frames(self) -> np.ndarray | None:
+        """Those of batch 0, of images the first, as many as an animation shows; or None."""
+        return self._read(0, "frames")
+
+    @property
+    def evaluations(self) -> int:
+        """The most of any batch."""
+        return max(int(self._read(number, "evaluations")) for number in range(len(self)))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def _path(self, number):
+        return self.folder / f"{number:06}.npz"
+
+    def _read(self, number, name):
+        """An array of a part, or None. Raises files.Unreadable for a part that is missing, damaged or of another identity."""
+        path = self._path(number)
+        arrays = files.read_npz(path, lambda heads: [key for key in ("identity", name) if key in heads or key == "identity"])
+        if str(arrays["identity"]) != self.identity:
+            raise files.Unreadable(path, "it is of samples that were drawn in another way")
+        return arrays.get(name)
+
+
+def write_npz(path: Path, parts: Parts, labels: tuple[int, ...], opens: files.Opens) -> Path:
+    """PATH.npz, as guided-diffusion's evaluator reads it: `arr_0`, the samples; `arr_1`, int32 [N], their labels, if any."""
+    path = path.with_name(f"{path.name}.npz")
+    first = parts.rows(np.arange(1))
+    head = {"descr": first.dtype.str, "fortran_order": False, "shape": (parts.count, *first.shape[1:])}
+    with opens(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, head)
+            for x in parts:
+                member.write(x.tobytes())
+        if labels:
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, np.resize(np.int32(labels), parts.count))
+    return path
+
+
+def write_pngs(path: Path, parts: Parts, labels: tuple[int, ...], opens: files.Opens) -> Path:  # noqa: ARG001 - as every way
+    """PATH, a folder of 000000.png and so on, one file per sample, as clean-fid and torch-fidelity read it."""
+    from PIL import Image
+
+    fresh = parts.folder / "png"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    for i, image in enumerate(itertools.chain.from_iterable(parts)):
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(fresh / f"{i:06}.png")
+    os.sync()
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(fresh, path)
+    return path
+
+
+WAYS: dict[str, Callable[[Path, Parts, tuple[int, ...], files.Opens], Path]] = {"npz": write_npz, "png": write_pngs}
