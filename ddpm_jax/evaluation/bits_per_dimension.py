@@ -3,8 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,14 @@ from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.evaluation import records
 from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
-from ddpm_jax.training.progress import Progress, duration
+from ddpm_jax.training.progress import Progress, Report, duration
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.tasks import Task, kernel
 
 # What a random number of an evaluation is for: the last part of its address (seed, example, purpose).
 DEQUANTISE, PROBE, NOISE = range(3)
 NUMBERS = ("ode", "ode_evaluations", "bound", "bound_prior", "bound_decoder", "bound_evaluations")  # of an example
+LEVEL = 7.0  # bits of a pixel's level, of the 8 of it where x has the width 2: see `likelihood.dequantised_bits`
 PARTS = 10  # of the chain, for which the bound's terms are kept apart
 
 
@@ -49,29 +50,17 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
     path = records.path_of(folder, f"bits_per_dimension_step_{int(run.state.step):08}", conditions)
     results = records.open_records(path, conditions, is_result)
     left = [i for i in range(count) if i not in results]
-    batch = -(-min(c.batch_size, count) // len(devices)) * len(devices)
     start = time.monotonic()
     if left:
         say(f"bits per dimension of {count} examples of the split {c.split}, {count - len(left)} of them done")
         compute = parallel.over_devices(make_compute(run.task, run.config, source.image_shape), devices, (None, 0, 0), 0)
-        params = parallel.replicate(run.params, devices)
     with Progress(count, "examples", count - len(left)) as progress:
-        for first in range(0, len(left), batch):
-            now = left[first : first + batch]
-            padded = np.array(now + now[-1:] * (batch - len(now)), np.int32)
-            batched = {name: parallel.split(array, devices) for name, array in source.gather(padded).items()}
-            found = jax.device_get(_explained(compute, params, batched, parallel.split(padded, devices)))
-            found = {name: np.concatenate(values) for name, values in found.items()}
+        for now, found in in_batches(compute, run.params, source.gather, left, c.batch_size, devices) if left else ():
             new = [{"example": i} | {name: found[name][k].tolist() for name in found} for k, i in enumerate(now)]
-            for line in new:
-                if not math.isfinite(line["ode"] + line["bound"]):
-                    raise UserError(
-                        f"The likelihood of example {line['example']} is not finite: the network's output is not, or the "
-                        "adaptive solver did not arrive. Raise --config.eval.rtol and atol, or take --config.eval.solver=rk4."
-                    )
+            _check_finite(now, found["ode"], found["bound"])
             records.append(path, new)
             results |= {line["example"]: line for line in new}
-            progress(count - len(left) + first + len(now))
+            progress(count - sum(i not in results for i in left))
     summary = {"conditions": conditions, **summarise([results[i] for i in range(count)], source.image_shape)}
     files.write_json(path.with_suffix(".json"), summary)
     say(*report(summary), f"{duration(time.monotonic() - start)}; wrote", f"  {path}", f"  {path.with_suffix('.json')}")
@@ -102,23 +91,30 @@ def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:
     data = {"name": run.config.data.name, "split": c.split} | {key: data[key] for key in data if key not in here}
     data |= {"given": "label"} if run.config.cond.labels else {}
     data |= {"content": digest(json.dumps(identity, sort_keys=True).encode())} if identity else {}
+    return conditions_of_the_ode(run) | {
+        "data": data,
+        "bound": {
+            "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)) - (not reaches_data(process)),
+            "evaluated": c.bound_terms or "all",
+            "variance": variance_of(run.config),
+        },
+    }
+
+
+def conditions_of_the_ode(run: Run) -> dict[str, Any]:
+    """Those of them that the likelihood along the probability-flow ODE has."""
+    c = run.config.eval
     return {
         "checkpoint_step": int(run.state.step),
         "ema_decay": run.config.ema.decays[run.config.sampler.ema],
-        "data": data,
         "seed": c.seed,
         "ode": {
             "solver": c.solver,
             **arguments(likelihood.SOLVERS[c.solver], c),
             "probe": c.probe,
             "probes": c.probes,
-            "t_min": float(process.t_min.likelihood),
+            "t_min": float(run.process.t_min.likelihood),
             "dequantised": len(run.image_shape) == 3,
-        },
-        "bound": {
-            "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)) - (not reaches_data(process)),
-            "evaluated": c.bound_terms or "all",
-            "variance": variance_of(run.config),
         },
     }
 
@@ -132,33 +128,115 @@ def variance_of(config: ConfigDict) -> str:
     return name
 
 
+class LogLikelihood(NamedTuple):
+    """Of images [N] by the probability-flow ODE, exact but for the solver's error and the probes' noise.
+
+    nats: of pixels, the log-probability of the levels that dequantisation bounds from below; of points, the log density.
+    bits_per_dimension: -nats / (D log 2), D the numbers in an image. conditions: all that they depend on, but for rounding.
+    """
+
+    nats: np.ndarray
+    bits_per_dimension: np.ndarray
+    evaluations: np.ndarray
+    conditions: dict[str, Any]
+
+
+def log_likelihood(run: Run, rows: np.ndarray, labels: np.ndarray | None, report: Report) -> LogLikelihood:
+    """Of images [N, H, W, C], uint8, or points; run.config.eval says how. labels [N]: of a conditional run.
+
+    What image i gets depends on its place i, not on the batch or the devices. Raises UserError where the settings do not go
+    together, or a result is not finite.
+    """
+    devices, shape = jax.local_devices(), run.image_shape
+    key = json.dumps(["likelihood", run.config.eval.to_dict()])
+    ode = run.compiled.get(key) or parallel.over_devices(make_ode(run.task, run.config, shape), devices, (None, 0, 0), 0)
+    run.compiled[key] = ode
+
+    def gather(indices):
+        return {"image": rows[indices]} | ({} if labels is None else {"label": labels[indices]})
+
+    found = []
+    for now, part in in_batches(ode, run.params, gather, [*range(len(rows))], run.config.eval.batch_size, devices):
+        found.append(part)
+        _check_finite(now, part["ode"])
+        report(now[-1] + 1)
+    nats, evaluations = (np.concatenate([part[name] for part in found]) for name in ("ode", "ode_evaluations"))
+    nats = -np.float64(nats) - (math.prod(shape) * math.log(2) * LEVEL if len(shape) == 3 else 0.0)
+    conditions = conditions_of_the_ode(run) | ({} if labels is None else {"given": "label"})
+    return LogLikelihood(nats, -nats / (math.prod(shape) * math.log(2)), evaluations, conditions)
+
+
+def in_batches(compute: Callable, params: Any, gather: Callable, places: list[int], size: int, devices: Sequence):
+    """Yields (places, {name: results [B, ...]}) of one batch after the other. compute is mapped over the devices."""
+    batch = -(-min(size, len(places)) // len(devices)) * len(devices)
+    params = parallel.replicate(params, devices)
+    for first in range(0, len(places), batch):
+        now = places[first : first + batch]
+        padded = np.array(now + now[-1:] * (batch - len(now)), np.int32)
+        batched = {name: parallel.split(array, devices) for name, array in gather(padded).items()}
+        found = jax.device_get(_explained(compute, params, batched, parallel.split(padded, devices)))
+        yield now, {name: np.concatenate(values)[: len(now)] for name, values in found.items()}
+
+
+def _check_finite(places, *results):
+    """Raises UserError for the first example with a result that is not finite."""
+    for place, values in zip(places, zip(*results, strict=True), strict=True):
+        if not math.isfinite(sum(values)):
+            raise UserError(
+                f"The likelihood of example {place} is not finite: the network's output is not, or the adaptive solver did not "
+                "arrive. Raise --config.eval.rtol and atol, or take --config.eval.solver=rk4."
+            )
+
+
+def make_ode(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
+    """A function ode(params, batch, places [B]) -> {"ode": [B], "ode_evaluations": [B]}: -log density in nats.
+
+    Those of a conditional run are of the image given its label.
+    """
+    c, process, pixels = config.eval, task.process, len(shape) == 3
+    solver = construct(likelihood.SOLVERS, c, choice="solver")
+
+    def ode(params, batch, places):
+        rows, dequantise, probe = batch["image"], _keys(c, places, DEQUANTISE), _keys(c, places, PROBE)
+        x = likelihood.dequantise(rows, dequantise) if pixels else rows
+        found = likelihood.log_likelihood(
+            _denoiser(task, config, params, batch), process, x, probe, solver=solver, probe=c.probe, probes=c.probes
+        )
+        return {"ode": -found.log_density, "ode_evaluations": found.evaluations}
+
+    return ode
+
+
+def _denoiser(task, config, params, batch):
+    return task.denoiser(params, batch["label"] if config.cond.labels else None)
+
+
+def _keys(section, places, purpose):
+    """Keys [B] of the examples' random numbers of one purpose."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_of(section.seed), places)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
+
+
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
     """A function compute(params, batch, places [B]) -> {name: [B, ...]}, the results of these examples in nats.
 
     Those of a conditional run are of the image given its label.
     """
     c, process, pixels = config.eval, task.process, len(shape) == 3
-    variance = VARIANCES[variance_of(config)]
-    solver = construct(likelihood.SOLVERS, c, choice="solver")
+    variance, ode = VARIANCES[variance_of(config)], make_ode(task, config, shape)
     times = likelihood.chain_times(process, steps=c.bound_steps)
     to_data = reaches_data(process)
     width = -(-(c.bound_terms or len(times) - 1) // PARTS)
 
     def compute(params, batch, places):
-        rows = batch["image"]
-        denoise = task.denoiser(params, batch["label"] if config.cond.labels else None)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_of(c.seed), places)
-        dequantise, probe, noise = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (DEQUANTISE, PROBE, NOISE))
-        x = likelihood.dequantise(rows, dequantise) if pixels else rows
-        ode = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
+        rows, denoise, noise = batch["image"], _denoiser(task, config, params, batch), _keys(c, places, NOISE)
         bound = likelihood.variational_bound(
             clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
             variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
         )  # fmt: skip
         padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
         return {
-            "ode": -ode.log_density,
-            "ode_evaluations": ode.evaluations,
+            **ode(params, batch, places),
             "bound": bound.prior + bound.terms.sum(0) + bound.decoder,
             "bound_prior": bound.prior,
             "bound_terms": jnp.pad(bound.terms, padding).reshape(PARTS, width, -1).sum(1).T,
@@ -176,7 +254,7 @@ def summarise(results: list[dict[str, Any]], shape: tuple[int, ...]) -> dict[str
     tenths of the chain, from noise to data, and the decoder's.
     """
     columns = {name: np.array([result[name] for result in results], np.float64) for name in results[0]}
-    pixels = 7.0 if len(shape) == 3 else 0.0
+    pixels = LEVEL if len(shape) == 3 else 0.0
 
     def mean(name):
         return (columns[name].mean(0) / (math.prod(shape) * math.log(2))).tolist()

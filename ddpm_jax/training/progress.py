@@ -3,10 +3,11 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.terminal import say
 
 
@@ -82,6 +83,15 @@ class Stopwatch:
         start = time.monotonic()
         yield
         self.started += time.monotonic() - start
+
+
+@contextlib.contextmanager
+def shown(wanted: bool, total: int, unit: str) -> Iterator["Report"]:
+    """A report, to call with the amount done: `Progress` where it is wanted, else silent. UserError for no bool."""
+    if not isinstance(wanted, bool):
+        raise UserError(f"progress must be True or False, found {wanted!r}.")
+    with Progress(total, unit) if wanted else contextlib.nullcontext(silent) as report:
+        yield report
 
 
 def silent(_: int) -> None:

@@ -23,13 +23,27 @@ from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
 from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.images import checked
 from ddpm_jax.terminal import say
-from ddpm_jax.training import checkpoints, guided, inpainting, parallel, run_directory, sampling
+from ddpm_jax.training import checkpoints, guided, inpainting, parallel, run_directory, sampling, weights
 from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.training.progress import shown
 from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
 
 # Sampler settings that are arguments of the compiled sampler.
 TRACED = ("ema", "labels", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
+
+# Keys of the sampler that are of the command alone, and what stands for them here.
+NOT_IN_PYTHON = {
+    "num_samples": "The number of samples is the first argument, or that of the images: leave num_samples out.",
+    "save": "save is of the files that --mode=sample writes, and these samples are arrays: leave it out.",
+    "checkpoint": "A run in Python is one checkpoint: get another by ddpm_jax.load(workdir, step=...).",
+}
+
+# Settings of config.eval that the likelihood along the probability-flow ODE depends on.
+OF_THE_ODE = ("solver", "steps", "grid", "rtol", "atol", "probe", "probes", "seed", "batch_size")
+
+# What an export says of its weights: the sections of the config that make a denoiser of them.
+OF_THE_DENOISER = ("network.", "process.", "prediction.", "loss.", "cond.")
 
 # What `encode` and `decode` do but for what they are told.
 INVERTIBLE = {"name": "ddim", "eta": 0.0, "s_churn": 0.0, "last": "stop", "clip": "none"}
@@ -77,14 +91,21 @@ class Run:
 
     def denoiser(self, labels: Any) -> Denoiser:
         """That of these labels, [B] as the images or one for all of them. Raises UserError for those that the run has not."""
+        known = self._known(labels)
+        return lambda x, t: self.task.denoiser(self.params, jnp.broadcast_to(known, len(x)))(x, t)
+
+    def _known(self, labels):
+        """Labels, [] or [N], as numbers. UserError for those that the run has not."""
         if not self.config.cond.labels:
-            raise UserError(f"The run in {self.workdir} is not conditional: take `denoise`, or a run of the variant cond.")
+            raise UserError(
+                f"The run in {self.workdir} is not conditional: give no labels (`denoise`), or take a run of the variant cond."
+            )
         known, end = np.asarray(labels), self.num_classes
         if known.dtype.kind == "U" and self.class_names:
             known = np.reshape(guided.numbers(np.ravel(known).tolist(), end, self.class_names), known.shape)
         if known.dtype.kind not in "iu" or known.ndim > 1 or not np.all((known >= 0) & (known < end)):
             raise UserError(f"labels must be whole numbers from 0 to {end - 1}, one or a vector, found {labels!r}.")
-        return lambda x, t: self.task.denoiser(self.params, jnp.broadcast_to(known, len(x)))(x, t)
+        return known
 
     def sample(self, count: int, **sampler: Any) -> np.ndarray:
         """The run's first `count` samples: images [count, H, W, C] in [-1, 1], or points [count, 2].
@@ -92,8 +113,9 @@ class Run:
         Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
         ema=1 takes the second of config.ema.decays. Of a conditional run, labels=3 or labels=[0, 1, 2] gives sample i the label
         labels[i mod their number]; labels="cat" or ["cat", "dog"] are of `class_names`. guidance=2.0 overrides guidance.scale,
-        guidance={"scale": 2.0, "rescale": 0.7} more of config.guidance. The same overrides give the same samples. Raises
-        UserError for an override that is not accepted or does not apply.
+        guidance={"scale": 2.0, "rescale": 0.7} more of config.guidance. The same overrides give the same samples.
+        progress=True shows how far it is, as for all that draws. Raises UserError for an override that is not accepted or does
+        not apply.
         """
         return self.draw(count, **sampler).x
 
@@ -150,9 +172,65 @@ class Run:
         """
         return self._draw(count, sampler)
 
+    def log_likelihood(self, images: np.ndarray, labels: Any = None, *, progress: bool = False, **settings: Any):
+        """`LogLikelihood` of images [N, H, W, C], uint8, or points [N, 2]: nats [N], bits_per_dimension [N], evaluations [N]
+        and conditions.
+
+        Exact along the probability-flow ODE, but for the solver's error and the noise of the probes of its divergence
+        (probe="exact": none, for data of few dimensions); pixels are dequantised, which bounds from below. Keyword arguments
+        override config.eval, as in --mode=eval: run.log_likelihood(images, solver="rk4", steps=50, probes=4, seed=1); and ema.
+        A conditional run wants the labels, one or [N]. What an image gets depends on its place. Raises UserError for other
+        images, labels or settings, and where a result is not finite.
+        """
+        from ddpm_jax.evaluation import bits_per_dimension  # a layer above: what evaluates is told of runs, and not they of it
+
+        if others := settings.keys() - {*OF_THE_ODE, "ema"}:
+            raise UserError(f"log_likelihood takes {', '.join(OF_THE_ODE)} and ema, found {', '.join(sorted(others))}.")
+        rows = np.asarray(images)
+        checked(rows, self.image_shape, "The images")
+        if len(self.image_shape) == 3 and rows.dtype != np.uint8:
+            raise UserError(f"The likelihood is that of pixels, uint8, found {rows.dtype}: give images.to_uint8(...) of them.")
+        if labels is None and self.config.cond.labels:
+            raise UserError("The likelihood of a conditional run is that given the labels: give the images', labels=[...].")
+        if labels is not None:
+            labels = self._known(labels)
+            if labels.ndim and len(labels) != len(rows):
+                raise UserError(f"{len(rows)} images want as many labels or one, found {len(labels)}.")
+            labels = np.broadcast_to(labels, len(rows)).astype(np.int32)
+        run = dataclasses.replace(self, config=self._overridden(len(rows), settings, "eval", {}))
+        with shown(progress, len(rows), "examples") as report:
+            return bits_per_dimension.log_likelihood(run, rows, labels, report)
+
+    def export(self, path: str | Path) -> Path:
+        """Writes `params`, the averaged ones, to a .safetensors file, with the words that say what network they are of.
+
+        Raises UserError for another ending.
+        """
+        flat = configs.flatten(self.config)
+        about = {
+            "made by": "ddpm_jax",
+            "config": json.dumps({key: value for key, value in flat.items() if key.startswith(OF_THE_DENOISER)}),
+            "image_shape": json.dumps(self.image_shape),
+            "num_classes": str(self.num_classes),
+            "step": str(int(self.state.step)),
+            "ema_decay": str(self.config.ema.decays[self.config.sampler.ema]),
+        }
+        return weights.write(path, self.params, about)
+
+    def with_weights(self, path: str | Path) -> "Run":
+        """This run with the parameters of a file that `export` wrote as its `params`.
+
+        Raises UserError where the file cannot be read, or its parameters are of another network.
+        """
+        ema = list(self.state.ema)
+        ema[self.config.sampler.ema] = weights.read(path, self.params)
+        return dataclasses.replace(self, state=self.state._replace(ema=tuple(ema)))
+
     def _draw(self, count, told, *, given=(), start=None, until=None, invertible=False, up=False):
         """told: the user's overrides. given: what to inpaint. start [count, ...]: the states to begin in; until: images, and
         the time to noise them to; invertible: what is done can be undone; up: upwards, from images to noises."""
+        told, progress = dict(told), told.get("progress", False)
+        told.pop("progress", None)
         config = self._overridden(count, told, "inpaint" if given else "sampler", INVERTIBLE if invertible else {})
         devices = jax.local_devices()
         task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides), self.class_names)
@@ -172,7 +250,8 @@ class Run:
             inpainting.check(config, task, self.state.ema[0], knobs)
         self.compiled[same_program] = draw
         params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
-        return draw(params, knobs=knobs, seed=config.sampler.seed)
+        with shown(progress, sampling.work(config.sampler, devices, knobs), "sampling steps") as report:
+            return draw(params, report, knobs, config.sampler.seed)
 
     def _overridden(self, count, told, first, defaults):
         """The run's config with what the user told, before the defaults: keys of the section `first`, else of the sampler's."""
@@ -184,15 +263,11 @@ class Run:
             overrides[f"{first}.{key}" if f"{first}.{key}" in configs.KEYS else f"sampler.{key}"] = value
         others = {f"sampler.{key}": value for key, value in {"frames": 0, **defaults}.items()}
         flat = configs.flatten(self.config)
-        if "num_samples" in told:
-            raise UserError("num_samples is told by the first argument, or by the number of images: leave it out.")
-        if "save" in told:
-            raise UserError("save is of the files that --mode=sample writes, and these samples are arrays: leave it out.")
+        for key in NOT_IN_PYTHON.keys() & told.keys():
+            raise UserError(NOT_IN_PYTHON[key])
         for key, value in {**others, **overrides, "sampler.num_samples": count}.items():
             if key not in configs.KEYS:
                 raise configs.unknown_key(key)
-            if key == "sampler.checkpoint":
-                raise UserError("A run in Python is one checkpoint: get another by ddpm_jax.load(workdir, step=...).")
             value = value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) and np.size(value) == 1 else value
             value = tuple(np.ravel(value).tolist()) if configs.KEYS[key].type is tuple else value
             flat[key] = configs.cast(key, value)

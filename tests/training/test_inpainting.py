@@ -157,7 +157,8 @@ def test_images_that_are_none(pictures):
 
 def test_files_that_fit(workdir):
     config = config_of(workdir)
-    for name, expected in {"pictures": PICTURES, "pictures/1.png": PICTURES[1:2], "stored.npz": PICTURES, "today.npz": PICTURES}.items():
+    stored = {"stored.npz": PICTURES, "today.npz": PICTURES}
+    for name, expected in {"pictures": PICTURES, "pictures/1.png": PICTURES[1:2], **stored}.items():
         config.inpaint.images = str(workdir.parent / name)
         given = inpainting.read(config.inpaint, SHAPE)
         np.testing.assert_array_equal(images.to_uint8(given.images), expected)

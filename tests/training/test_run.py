@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 import ddpm_jax
 from ddpm_jax import command
+from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.edit import img2img
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.sample import encode, sample, sample_keys
@@ -19,7 +22,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import jobs, loop, run_directory
+from ddpm_jax.training import jobs, loop, progress, run_directory
 from ddpm_jax.training.run import restore
 from ddpm_jax.training.tasks import build
 
@@ -110,7 +113,7 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
     for wrong in (pictures, np.where(latents > 0, np.nan, latents), np.where(latents > 0, np.inf, latents)):
         with pytest.raises(UserError, match="The noises must be finite floats, found"):
             run.decode(wrong)
-    with pytest.raises(UserError, match="num_samples is told by the first argument"):
+    with pytest.raises(UserError, match="The number of samples is the first argument"):
         run.sample(3, num_samples=5)
 
 
@@ -146,7 +149,7 @@ def test_a_checkpoint_before_the_newest(point_config, point_source, tmp_path):
     (path,) = (tmp_path / "samples").glob("step_00000002_*.npz")
     assert "checkpoint" not in path.name and json.loads(path.with_suffix(".json").read_text())["checkpoint_step"] == 2
     config, _ = command.resolve("", str(tmp_path), "eval", [("sampler.checkpoint", "2")])
-    assert bits_per_dimension.conditions_of(restore(tmp_path, config))["checkpoint_step"] == 2
+    assert bits_per_dimension.conditions_of_the_ode(restore(tmp_path, config))["checkpoint_step"] == 2
 
     with pytest.raises(UserError, match="no checkpoint of step 3 in .*: those there are of steps 2, 4"):
         ddpm_jax.load(tmp_path, step=3)
@@ -155,6 +158,100 @@ def test_a_checkpoint_before_the_newest(point_config, point_source, tmp_path):
     next((tmp_path / "checkpoints" / "2" / "notes").iterdir()).write_text("{}")
     with pytest.raises(UserError, match="The checkpoint of step 2 in .* is damaged .*: take another, of step 4"):
         ddpm_jax.load(tmp_path, step=2)
+
+
+@pytest.fixture
+def point_run(point_config, point_source, tmp_path):
+    run_directory.write(tmp_path / "points", point_config, (2,))
+    loop.train(point_config, tmp_path / "points", build(point_config, (2,)), point_source, jax.devices()[:1])
+    return ddpm_jax.load(tmp_path / "points")
+
+
+def test_likelihoods(point_run, workdir):
+    """The kernel's, of points and of dequantised pixels, whose levels are 7 bits apart; one batch or several."""
+    points, keys = np.linspace(-1, 1, 10, dtype=np.float32).reshape(5, 2), sample_keys(0, jnp.arange(5))
+    how = {"solver": "rk4", "steps": 6, "probe": "exact"}
+    found = point_run.log_likelihood(points, **how)
+    solver = likelihood.SOLVERS["rk4"](steps=6)
+    by_hand = likelihood.log_likelihood(point_run.denoise, point_run.process, points, keys, solver=solver, probe="exact")
+    np.testing.assert_allclose(found.nats, by_hand.log_density, atol=1e-4)
+    np.testing.assert_allclose(found.bits_per_dimension, -found.nats / 2 / np.log(2))
+    np.testing.assert_array_equal(found.evaluations, by_hand.evaluations)
+    assert found.conditions["ode"] == {
+        "solver": "rk4", "steps": 6, "grid": "log_snr", "probe": "exact", "probes": 1, "t_min": pytest.approx(1e-3),
+        "dequantised": False,
+    }  # fmt: skip
+    assert found.conditions["checkpoint_step"] == 8 and "data" not in found.conditions
+    np.testing.assert_allclose(point_run.log_likelihood(points, batch_size=8, progress=True, **how).nats, found.nats, atol=1e-4)
+
+    run, pixels = ddpm_jax.load(workdir), np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    found = run.log_likelihood(pixels, solver="rk4", steps=6, seed=5)
+    keys = [jax.vmap(jax.random.fold_in, (0, None))(sample_keys(5, jnp.arange(3)), i) for i in range(2)]
+    x = likelihood.dequantise(pixels, keys[0])
+    by_hand = likelihood.log_likelihood(run.denoise, run.process, x, keys[1], solver=solver)
+    np.testing.assert_allclose(found.bits_per_dimension, -by_hand.log_density / 64 / np.log(2) + 7, rtol=1e-4)
+    np.testing.assert_allclose(found.nats, by_hand.log_density - 64 * 7 * np.log(2), rtol=1e-4)
+
+    for call, words in (
+        (lambda: run.log_likelihood(pixels / 255), "The likelihood is that of pixels, uint8, found float64"),
+        (lambda: run.log_likelihood(pixels[:, :7]), r"of the run's shape, \[N, 8, 8, 1\]"),
+        (lambda: run.log_likelihood(pixels, labels=3), "is not conditional"),
+        (lambda: run.log_likelihood(pixels, name="ddim"), "log_likelihood takes solver, .* and ema, found name"),
+        (lambda: run.log_likelihood(pixels, solver="dopri5", steps=5), "eval.steps does not apply to eval.solver=dopri5"),
+        (lambda: run.log_likelihood(pixels, progress="yes"), "progress must be True or False, found 'yes'"),
+        (lambda: point_run.log_likelihood(points * np.nan), "The images must be finite floats"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+
+
+def test_weights_go_out_and_come_back(point_run, workdir, tmp_path):
+    """In the layout of safetensors; what is damaged or of another network is refused."""
+    path = point_run.export(tmp_path / "weights.safetensors")
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    about = header.pop("__metadata__")
+    assert about["step"] == "8" and json.loads(about["config"])["network.name"] == "mlp" and length % 8 == 0
+    leaves = {".".join(key[1:]): leaf for key, leaf in flatten_dict(jax.device_get(point_run.params)).items()}
+    assert leaves.keys() == header.keys() and sum(leaf.nbytes for leaf in leaves.values()) == len(data)
+    for name, leaf in leaves.items():
+        first, last = header[name]["data_offsets"]
+        assert header[name]["dtype"] == "F32"
+        np.testing.assert_array_equal(np.frombuffer(data[first:last], "<f4").reshape(header[name]["shape"]), leaf)
+
+    zeros = jax.tree.map(jnp.zeros_like, point_run.params)
+    changed = dataclasses.replace(point_run, state=point_run.state._replace(ema=(zeros,)))
+    chex.assert_trees_all_equal(changed.with_weights(path).params, jax.device_get(point_run.params))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(changed.params))
+
+    huge = content[:8] + content[8:].replace(b'"data_offsets": [0,', b'"data_offsets": [9,', 1)
+    for damaged in (b"", content[:40], content[:-4], b"\xff" * 8 + content[8:], huge, content.replace(b'"F32"', b"[1,2]", 1)):
+        (tmp_path / "damaged.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged.safetensors (cannot be read as weights|holds other parameters)"):
+            point_run.with_weights(tmp_path / "damaged.safetensors")
+    with pytest.raises(UserError, match="nowhere.safetensors cannot be read as weights"):
+        point_run.with_weights(tmp_path / "nowhere.safetensors")
+    with pytest.raises(UserError, match="holds other parameters than the run: .* is in one of them only"):
+        ddpm_jax.load(workdir).with_weights(path)
+    with pytest.raises(UserError, match="Weights are exported as .safetensors, found 'weights.npz'"):
+        point_run.export("weights.npz")
+
+
+def test_progress_is_shown_where_it_is_wanted(point_run, monkeypatch):
+    told = []
+
+    class Recorded(progress.Progress):
+        def __call__(self, done):
+            told.append((done, self.total))
+
+    monkeypatch.setattr(progress, "Progress", Recorded)
+    first = point_run.sample(10, name="ddim", steps=8, batch_size=8)
+    assert not told
+    np.testing.assert_array_equal(point_run.sample(10, name="ddim", steps=8, batch_size=8, progress=True), first)
+    assert told[0][0] == 1 and told[-1] == (16, 16)
+    with pytest.raises(UserError, match="progress must be True or False"):
+        point_run.sample(2, progress=2)
 
 
 def test_mistakes(workdir, tmp_path):
