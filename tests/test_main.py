@@ -161,13 +161,18 @@ def prepared(monkeypatch, environment, version="0.10.2", plugins=()):
 
 
 def test_what_is_set_before_jax_starts(monkeypatch):
-    """The compilation cache always; the flag for CPUs only where it was tried; nothing that the user has set."""
+    """The compilation cache always; the flag for CPUs only where it was tried; nothing that the user has set.
+
+    On CPUs XLA's "Very slow compile?", which it prints as an error, stays out of the progress line.
+    """
     env = prepared(monkeypatch, {"XDG_CACHE_HOME": "/cache"})
     assert env["JAX_COMPILATION_CACHE_DIR"] == "/cache/ddpm_jax/compiled" and env["XLA_FLAGS"] == platform.CONVOLUTION_FLAG
     assert "XLA_FLAGS" not in prepared(monkeypatch, {"XDG_CACHE_HOME": "/cache"}, version="0.99")
     assert "XLA_FLAGS" not in prepared(monkeypatch, {"XDG_CACHE_HOME": "/cache"}, plugins=("jax_cuda12_plugin",))
     mine = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": "/mine", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "9"}
-    mine["HOME"] = "/home"
+    mine |= {"HOME": "/home", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    assert env["TF_CPP_MIN_LOG_LEVEL"] == "3"
+    assert "TF_CPP_MIN_LOG_LEVEL" not in prepared(monkeypatch, {"XDG_CACHE_HOME": "/cache"}, plugins=("libtpu",))
     assert prepared(monkeypatch, mine) == mine
     numbers = prepared(monkeypatch, mine | {"JAX_THREEFRY_PARTITIONABLE": "0"})  # a run's random numbers are its own
     assert numbers == mine | {"JAX_THREEFRY_PARTITIONABLE": "true"}
