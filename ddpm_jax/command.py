@@ -13,6 +13,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import variants
 from ddpm_jax.construct import AUTO
 from ddpm_jax.errors import UserError, tell_machine
+from ddpm_jax.spelling import nearest
 from ddpm_jax.training import run_directory
 
 FLAG_NAMES = ("--config", "--workdir", "--mode", "--debug")
@@ -66,7 +67,7 @@ def parse_flags(words: list[str]) -> None:
         rest = flags.FLAGS(["", *words])[1:]
     except flags.UnrecognizedFlagError as error:
         name = error.flagname.partition("=")[0]
-        near = configs.nearest(f"--{name}", FLAG_NAMES) or [f"--config.{key}" for key in configs.like(name)]
+        near = nearest(f"--{name}", FLAG_NAMES) or [f"--config.{key}" for key in configs.like(name)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"There is no flag --{name}.{hint} {accepted}") from error
     except flags.Error as error:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import config as configs
 from ddpm_jax.construct import AUTO
 from ddpm_jax.errors import UserError
+from ddpm_jax.spelling import nearest
 
 
 class Variant(NamedTuple):
@@ -146,7 +147,7 @@ def apply(config: ConfigDict, names: str, published: Mapping[str, Callable[[Conf
     taken: dict[str, str] = {}
     for name in chosen:
         if name not in VARIANTS:
-            near = configs.nearest(name, VARIANTS)
+            near = nearest(name, VARIANTS)
             raise UserError(
                 f"There is no variant {name!r}; the variants are {', '.join(VARIANTS)}."
                 + (f" Did you mean {near[0]}?" if near else "")

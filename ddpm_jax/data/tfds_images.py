@@ -4,7 +4,6 @@ A set that TFDS has prepared before, as array_record or TFRECORD, is read as it 
 `SETS` are else prepared on first use, from the publisher's files on disk or by download (`tfds_prepare`).
 """
 
-import difflib
 import json
 import re
 import shlex
@@ -14,6 +13,7 @@ from ddpm_jax.data.source import MEMORY_LIMIT_MB, Source, Streamed
 from ddpm_jax.data.tfds_prepare import SETS, prepare, quiet
 from ddpm_jax.data.tfds_read import check_split, find_prepared, read
 from ddpm_jax.errors import UserError
+from ddpm_jax.spelling import nearest
 
 NAME = re.compile(r"[a-z]\w*(/\w[\w.-]*)?", re.ASCII)  # a set's name, and maybe which of its configs
 
@@ -78,7 +78,7 @@ def _not_prepared(name: str, root: Path) -> UserError:
 
     known = tfds.list_builders(with_community_datasets=False)
     if name.partition("/")[0] not in known:
-        near = difflib.get_close_matches(name, {*SETS, "digits", "cifar10_raw", "folder", "toy2d", *known}, 3)
+        near = nearest(name, {*SETS, "digits", "cifar10_raw", "folder", "toy2d", *known}, 3)
         return UserError(
             f"There is no data set {name!r} in ddpm_jax or in tensorflow-datasets, nor is one prepared in {root / name}. "
             + (f"Did you mean {' or '.join(near)}? " if near else "")

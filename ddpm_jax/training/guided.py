@@ -1,6 +1,5 @@
 """What steers samples besides their noise: labels, and guidance by the model itself or by other runs."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from ddpm_jax.diffusion.guidance import (
 from ddpm_jax.diffusion.predictions import Denoiser, PredictionType
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import UserError
+from ddpm_jax.spelling import nearest
 
 # Of classifier guidance: of the score, for every sampler; or of the mean of ancestral steps, which the others see as the score.
 FORMS: dict[str, Callable[..., Denoiser]] = {"score": classifier_guidance, "mean": mean_shift}
@@ -128,7 +128,7 @@ def numbers(labels: Sequence[int | str], num_classes: int, class_names: Sequence
     found = [called.get(label, label) for label in labels]
     for label in found:
         if isinstance(label, str) or not 0 <= label < num_classes:
-            near = difflib.get_close_matches(label, called, 1) if isinstance(label, str) else []
+            near = nearest(label, called) if isinstance(label, str) else []
             meant = f" Did you mean {near[0]}?" if near else ""
             if str(label) in called:
                 meant = f" A number is a label: that of the class {label} is {called[str(label)]}."

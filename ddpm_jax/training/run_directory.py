@@ -157,9 +157,9 @@ def check_agreement(workdir: Path, config: ConfigDict) -> None:
     if differing:
         raise UserError(
             f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave "
-            "these as they are there (or give --workdir without --config); for a new run give another --workdir. (Keys of "
+            "these as they are there (or give --workdir without --config); for a new run give another --workdir. Keys of "
             "optim, loss and train are changed on purpose with --config.train.allow_changes=true, but for those that change "
-            "what the parameters are.)"
+            "what the parameters are."
         )
 
 
