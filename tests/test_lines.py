@@ -25,7 +25,7 @@ def test_round_trip(tmp_path, capsys):
     assert lines.read(tmp_path / "a", anything) == ROWS and not capsys.readouterr().out
 
 
-def test_every_flipped_bit_is_noticed(tmp_path, capsys):
+def test_a_flipped_bit_of_any_byte_is_noticed(tmp_path, capsys):
     """Of the second line: what is read is the others, and it too only where it says the same as before."""
     path = tmp_path / "a"
     lines.write(path, ROWS)
@@ -34,16 +34,15 @@ def test_every_flipped_bit_is_noticed(tmp_path, capsys):
     end = content.index(b"\n", start)
     noticed = 0
     for place in range(start, end):
-        for bit in range(8):
-            damaged = bytearray(content)
-            damaged[place] ^= 1 << bit
-            path.write_bytes(damaged)
-            found = lines.read(path, lambda values: set(values) == set(ROWS[0]))
-            if found != ROWS:
-                assert found == [ROWS[0], *ROWS[2:]]
-                assert "are damaged and left out (line 2" in capsys.readouterr().out
-                noticed += 1
-    assert noticed > 0.9 * 8 * (end - start)  # the others: 1E-05
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        found = lines.read(path, lambda values: set(values) == set(ROWS[0]))
+        if found != ROWS:
+            assert found == [ROWS[0], *ROWS[2:]]
+            assert "are damaged and left out (line 2" in capsys.readouterr().out
+            noticed += 1
+    assert noticed > 0.9 * (end - start)  # the others: 1E-05
 
 
 def test_a_line_that_a_kill_cut_short_is_not_told(tmp_path, capsys):
@@ -77,3 +76,24 @@ def test_metrics_that_are_none(line, tmp_path, capsys):
     assert found == [json.loads(OLD), json.loads(OLD), {"step": 8, "loss": None}]
     assert capsys.readouterr().out.count("1 of 3 lines are damaged and left out (line 2)") == 1
     save_curve(tmp_path / "loss.png", [row["step"] for row in found], [row["loss"] for row in found])
+
+
+def test_a_lost_line_of_the_metrics_is_told_once(tmp_path, capsys):
+    """The first, one between, or several; of a log that was continued too. The last ones cannot be missed."""
+    path = tmp_path / "metrics.jsonl"
+    for steps in ((2, 4, 6), (8, 10)):
+        log = logs.Log(tmp_path, steps[0] - 2)
+        for step in steps:
+            log.scalars(step, {"loss": 0.5}, (0.0, 1.0))
+    whole = path.read_text().splitlines(keepends=True)
+    rows = [{"step": step, "loss": 0.5} for step in (2, 4, 6, 8, 10)]
+    assert logs.read(path) == rows and not capsys.readouterr().out
+    for lost, told in {(0,): "4", (2,): "8", (1, 2): "8", (1, 3): "6 and that of step 10"}.items():
+        path.write_text("".join(line for place, line in enumerate(whole) if place not in lost))
+        for _ in range(2):
+            assert logs.cut(path, 10) == 10
+        assert logs.read(path) == [row for place, row in enumerate(rows) if place not in lost]
+        assert capsys.readouterr().out == f"{path}: before the line of step {told} others are missing\n"
+    path.write_text(OLD + "\n" + OLD.replace("4,", "6,") + "\n")  # of before
+    logs.Log(tmp_path, 6).scalars(8, {"loss": 0.5}, (0.0, 1.0))
+    assert [row["step"] for row in logs.read(path)] == [4, 6, 8] and not capsys.readouterr().out

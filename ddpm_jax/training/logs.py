@@ -19,6 +19,8 @@ from ddpm_jax import files, lines
 from ddpm_jax.errors import UserError, remedy
 from ddpm_jax.terminal import say
 
+PREVIOUS = "previous"  # in each line: the step of the line before it, so that a lost line is noticed
+
 
 class Log:
     """Opens a run's log after `step` steps; whatever it holds past that step, from a run that was killed, is dropped.
@@ -33,14 +35,15 @@ class Log:
         self.events = f"events.out.tfevents.{time.time_ns() // 10**6}.{socket.gethostname()}"
         self.told = False
         with self._recording():
-            cut(self.path, step)
+            self.last = cut(self.path, step)
         self._event(0, file_version="brain.Event:2")
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # viewers drop the steps from here on
 
     def scalars(self, step: int, values: dict[str, Any], levels: tuple[float, float]) -> None:
         """A JSON line; in TensorBoard each number, and loss_by_level under the middle of each level."""
         with self._recording():
-            lines.append(self.path, [{"step": step, **values}])
+            lines.append(self.path, [{"step": step, **values, PREVIOUS: self.last}])
+        self.last = step
         scalars = {}
         for name, value in values.items():
             if not isinstance(value, list):
@@ -92,14 +95,24 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file, [] where there is none. Damaged lines are left out, and told. Raises UserError."""
-    return lines.read(path, _is_of_metrics)
+    """The objects of a metrics file, [] where there is none. What is damaged or missing is told. Raises UserError."""
+    found, before, gaps = lines.read(path, _is_of_metrics), None, []
+    for values in found:
+        if values.pop(PREVIOUS, before) != before:
+            gaps.append(values["step"])
+        before = values["step"]
+    if gaps:
+        say(f"{path}: before the line of step {' and that of step '.join(map(str, gaps))} others are missing")
+    return found
 
 
-def cut(path: Path, step: int) -> None:
-    """Drops the lines past a step, and those that are damaged."""
+def cut(path: Path, step: int) -> int | None:
+    """Drops the lines past a step, and those that are damaged. Returns the step of the last one; None where none is left."""
+    kept = [values for values in read(path) if values["step"] <= step]
+    steps = [None, *(values["step"] for values in kept)]
     if path.exists():
-        lines.write(path, [values for values in read(path) if values["step"] <= step])
+        lines.write(path, [values | {PREVIOUS: before} for values, before in zip(kept, steps, strict=False)])
+    return steps[-1]
 
 
 def _is_of_metrics(values) -> bool:
