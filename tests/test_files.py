@@ -20,13 +20,14 @@ from ddpm_jax.data import folder
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import logs, run_directory, sampling
+from ddpm_jax.training.parts import Parts
 
 PACKAGE = Path(ddpm_jax.__file__).parent
 OPENS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "makedirs", "touch"}
 ARRAYS = {"np.load", "np.save", "np.savez", "np.savez_compressed", "np.memmap", "np.fromfile", "json.load", "json.dump"}
 OTHERS = {
     "platform.py": {"Path(folder).mkdir"},  # of the compilation cache
-    "training/sampling.py": {"np.savez_compressed"},  # these and the following: of a file that `files` has opened
+    "training/parts.py": {"np.savez", "archive.open"},  # these and the following: of a file that `files` has opened
     "data/folder.py": {"Image.open"},
     "data/cifar.py": {"lzma.open"},
     "data/tfds_prepare.py": {"gzip.open", "tarfile.open"},
@@ -170,14 +171,22 @@ def test_what_killed_processes_left_is_cleared(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {".fedcba9876543210.tmp", "mine.tmp", "lock"}
 
 
-def test_a_full_disk_leaves_all_files_of_the_samples_or_none(tmp_path, monkeypatch):
-    """Whichever of them it strikes; old ones of that name stay."""
+@pytest.fixture
+def parts(tmp_path):
+    """Samples with frames, drawn and not written yet; beside them the empty folder samples."""
     film = np.linspace(-1, 1, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
-    drawn = Sampled(film[-1], 5, film)
-    old = {path: path.read_bytes() for path in sampling.write_samples(tmp_path, "old", drawn, {})}
-    syncs = len(old)
+    (tmp_path / "samples").mkdir()
+    parts = Parts(tmp_path / "drawn", "x", "as it was drawn", 4, 4)
+    parts.add(0, Sampled(film[-1], 5, film))
+    return parts
+
+
+def test_a_full_disk_leaves_all_files_of_the_samples_or_none(parts, tmp_path, monkeypatch):
+    """Whichever of them it strikes; old ones of that name stay."""
+    folder = tmp_path / "samples"
+    old = {path: path.read_bytes() for path in sampling.write_samples(folder, "old", parts, {})}
     for name in ("old", "new"):
-        for place in range(syncs):
+        for place in range(len(old)):
             left = [place]
 
             def fsync(_, left=left):
@@ -187,27 +196,26 @@ def test_a_full_disk_leaves_all_files_of_the_samples_or_none(tmp_path, monkeypat
 
             monkeypatch.setattr(files.os, "fsync", fsync)
             with pytest.raises(OSError, match="No space left"):
-                sampling.write_samples(tmp_path, name, drawn, {"seed": 1})
-            assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+                sampling.write_samples(folder, name, parts, {"seed": 1})
+            assert {path: path.read_bytes() for path in folder.iterdir()} == old
 
 
-def test_samples_of_which_a_file_is_gone_are_not_complete(tmp_path):
+def test_samples_of_which_a_file_is_gone_are_not_complete(parts, tmp_path):
     """So the run draws them again."""
-    film = np.linspace(-1, 1, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
-    facts = {"seed": 1}
-    for path in sampling.write_samples(tmp_path, "name", Sampled(film[-1], 5, film), facts):
-        assert sampling.read_facts(tmp_path, "name") == facts
+    folder, facts = tmp_path / "samples", {"seed": 1}
+    for path in sampling.write_samples(folder, "name", parts, facts):
+        assert sampling.read_facts(folder, "name") == facts
         content = path.read_bytes()
         path.unlink()
-        assert sampling.read_facts(tmp_path, "name") == {}
+        assert sampling.read_facts(folder, "name") == {}
         path.write_bytes(content)
     for content in ("[1]", "{", '{"files": 3}', '{"files": [3]}', '{"files": {"a": 1}}'):
-        (tmp_path / "name.json").write_text(content)
-        assert sampling.read_facts(tmp_path, "name") == {}
-    (tmp_path / "name.json").write_text('{"seed": 1}')  # of before
-    assert sampling.read_facts(tmp_path, "name") == facts
-    (tmp_path / "name.npz").unlink()
-    assert sampling.read_facts(tmp_path, "name") == {}
+        (folder / "name.json").write_text(content)
+        assert sampling.read_facts(folder, "name") == {}
+    (folder / "name.json").write_text('{"seed": 1}')  # of before
+    assert sampling.read_facts(folder, "name") == facts
+    (folder / "name.npz").unlink()
+    assert sampling.read_facts(folder, "name") == {}
 
 
 def test_other_files_than_arrays(tmp_path):

@@ -102,9 +102,8 @@ def write_pngs(path: Path, parts: Parts, labels: tuple[int, ...], opens: files.O
     """PATH, a folder of 000000.png and so on, one file per sample, as clean-fid and torch-fidelity read it."""
     from PIL import Image
 
-    fresh = parts.folder / "png"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+    shutil.rmtree(parts.folder / "png", ignore_errors=True)
+    fresh = files.folder(parts.folder, "png")
     for i, image in enumerate(itertools.chain.from_iterable(parts)):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(fresh / f"{i:06}.png")
     os.sync()
