@@ -104,6 +104,32 @@ def test_configs_of_a_set(tmp_path, prepare):
     assert load(tmp_path, "tiny/other").num_examples == N
 
 
+def test_the_identity_is_of_the_set_and_of_what_it_holds(tmp_path, prepare):
+    """Its name and version, its classes, and a digest of pixels where every machine decodes them alike."""
+    names = ["T-shirt/top", "bag", "3", "4", "5", "6", "7"]
+    identities = {}
+    for change, encoding in (("", "png"), ("label", "png"), ("pixels", "png"), ("", "jpeg"), ("pixels", "jpeg")):
+        features = {
+            "image": tfds.features.Image(shape=(6, 5, 3), encoding_format=encoding),
+            "label": tfds.features.ClassLabel(names=names),
+        }
+        made = [dict(example) for example in examples()]
+        if change == "label":
+            made[0]["label"] = 6
+        if change == "pixels":
+            made[0]["image"] = Image.new("RGB", (5, 6))
+        prepare(tmp_path / (change + encoding), made, features, config="small")
+        source = load(tmp_path / (change + encoding))
+        identities[change + encoding] = source.identity
+        assert source.class_names == tuple(names)
+    first = identities["png"]
+    assert {**first, "digest": ""} == {
+        "set": "tiny/small/1.2.3", "split": "train", "examples": N, "classes": names, "digest": "",
+    }  # fmt: skip
+    assert first["digest"] not in (identities["labelpng"]["digest"], identities["pixelspng"]["digest"])
+    assert identities["jpeg"] == identities["pixelsjpeg"]
+
+
 # Streaming
 
 
@@ -117,7 +143,7 @@ def test_streamed_equals_in_memory(prepared, tmp_path, shards):
         to_tfrecord(root, shards)
     streamed = load(root, memory_limit_mb=0)
     assert isinstance(streamed, Streamed)
-    for name in ("num_examples", "image_shape", "num_classes"):
+    for name in ("num_examples", "image_shape", "num_classes", "identity", "class_names"):
         assert getattr(held, name) == getattr(streamed, name)
     for indices in ([22], [5, 0, 5, 17], np.random.default_rng(1).permutation(N)):
         indices = np.array(indices, np.int32)
