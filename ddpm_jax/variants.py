@@ -137,29 +137,35 @@ def split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def apply(config: ConfigDict, names: str, published: Mapping[str, Callable[[ConfigDict], None]] | None = None) -> ConfigDict:
+def apply(
+    config: ConfigDict,
+    names: str,
+    published: Mapping[str, Callable[[ConfigDict], None]] | None = None,
+    own: Mapping[str, Variant] | None = None,
+) -> ConfigDict:
     """Edits the config by the comma-separated variants, left to right, `smoke` last, and checks its values.
 
     published: what a variant's paper sets besides on this data set, by the variant's name; applied right after the variant.
+    own: variants of this config file alone.
     Raises UserError for an unknown variant, one given twice, or two of one group.
     """
-    chosen = split(names)
+    chosen, known = split(names), {**(own or {}), **VARIANTS}
     taken: dict[str, str] = {}
     for name in chosen:
-        if name not in VARIANTS:
-            near = nearest(name, VARIANTS)
+        if name not in known:
+            near = nearest(name, known)
             raise UserError(
-                f"There is no variant {name!r}; the variants are {', '.join(VARIANTS)}."
+                f"There is no variant {name!r}; the variants are {', '.join(known)}."
                 + (f" Did you mean {near[0]}?" if near else "")
             )
-        group = VARIANTS[name].group
+        group = known[name].group
         if taken.get(group) == name:
             raise UserError(f"The variant {name} is given twice: give it once.")
         if group in taken:
             raise UserError(f"The variants {taken[group]} and {name} both choose the {group}: give one of them.")
         taken[group] = name
     for name in sorted(chosen, key=lambda name: name == "smoke"):
-        VARIANTS[name].edit(config)
+        known[name].edit(config)
         if published and name in published:
             published[name](config)
     configs.check(config)

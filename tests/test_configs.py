@@ -14,6 +14,8 @@ from ddpm_jax import command, variants
 from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
+from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, parallel
 from ddpm_jax.training.optimizers import OPTIMIZERS
 from ddpm_jax.training.run import load
@@ -46,6 +48,23 @@ def test_normalisation_forgets_no_time(name, names):
     """A group of one channel would normalise away the embedding that is added to it; the published ones have four at least."""
     network = get(name, names).network
     assert network.channels // math.gcd(network.channels, network.groups) >= 4
+
+
+@pytest.mark.parametrize("name, side, parameters", [("small", 32, 1.2e6), ("medium", 64, 1.6e6)])
+def test_own_images_in_sizes_that_a_cpu_trains(name, side, parameters):
+    """configs/folder.py has variants of its own."""
+    config = get("folder", name)
+    params = jax.eval_shape(build(config, (side, side, 3)).init, key_of(0))
+    assert config.data.image_size == (side,) and sum(leaf.size for leaf in jax.tree.leaves(params)) < parameters
+
+
+def test_variants_of_one_config_alone():
+    with pytest.raises(UserError, match="small and medium both choose the network"):
+        get("folder", "small,medium")
+    with pytest.raises(UserError, match="no variant 'smal'.*the variants are small, medium, ddpm.*Did you mean small"):
+        get("folder", "smal")
+    with pytest.raises(UserError, match="no variant 'small'"):
+        get("digits", "small")
 
 
 @functools.cache
