@@ -37,7 +37,7 @@ def _learn(config, process, prediction, weighting, times="uniform"):
 
 def _score_sde(config, process):
     _learn(config, process, "eps", "simple")
-    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform")
+    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform", clip="none")
 
 
 def vp(config: ConfigDict) -> None:
@@ -58,19 +58,19 @@ def ve(config: ConfigDict) -> None:
 def edm(config: ConfigDict) -> None:
     """preconditioning, loss, noise levels and the 18-step Heun sampler of Karras et al. 2022"""
     _learn(config, "edm", "edm", "edm", "log_normal")
-    config.sampler.update(name="heun", steps=18, grid="karras")
+    config.sampler.update(name="heun", steps=18, grid="karras", clip="none")
 
 
 def flow(config: ConfigDict) -> None:
     """rectified flow: the velocity on straight paths, 50 steps of Euler's method (Liu et al. 2023)"""
     _learn(config, "rectified_flow", "velocity", "velocity")
-    config.sampler.update(name="euler", steps=50, grid="uniform")
+    config.sampler.update(name="euler", steps=50, grid="trailing", clip="none")
 
 
 def v(config: ConfigDict) -> None:
     """v-prediction on the cosine schedule in continuous time, 50 steps of DDIM (Salimans & Ho 2022)"""
     _learn(config, "continuous_cosine", "v", "v")
-    config.sampler.update(name="ddim", steps=50, grid="uniform", eta=0.0)
+    config.sampler.update(name="ddim", steps=50, grid="trailing", eta=0.0)
 
 
 def improved(config: ConfigDict) -> None:
@@ -92,6 +92,7 @@ def ncsn(config: ConfigDict) -> None:
     _learn(config, "ncsn", "eps", "ncsn")
     config.process.steps = 232
     config.sampler.update(name="annealed_langevin", steps=232, grid="uniform", langevin_steps=5, rate=0.062)
+    config.sampler.clip = "none"
 
 
 def min_snr(config: ConfigDict) -> None:
