@@ -40,7 +40,8 @@ def bits(nats: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def bins(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
     """The Gaussian's mass on the bin of x0, of the 256 around k/127.5 - 1, the end bins open (Ho et al. 2020, eq. 13).
 
-    Phi(b) - Phi(a), taken in the lower tail and in logarithms: log Phi(b) + log(1 - Phi(a) / Phi(b)).
+    Phi(b) - Phi(a), taken in the lower tail and in logarithms: log Phi(b) + log(1 - Phi(a) / Phi(b)). Phi is exact; Ho et al.'s
+    code, and guided-diffusion's, have (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 for it, and 1e-12 for what is less.
     """
     scale, half, far = jnp.exp(-0.5 * log_variance), 1 / 255, 1e10  # far: in deviations, and finite for the slopes' sake
     below = jnp.where(x0 < -0.999, -far, (x0 - half - mean) * scale)

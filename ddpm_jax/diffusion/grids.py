@@ -23,9 +23,15 @@ def uniform(process: Process, *, steps: int, t_min: jax.Array | None = None) -> 
 
 
 def leading(process: Process, *, steps: int, t_min: jax.Array | None = None) -> jax.Array:
-    """Evenly spaced, t_min included and t_max not: on a table n = 1 + k floor(T / N) (Song et al. 2021, DDIM, appendix D.2)."""
-    if process.num_steps:
-        return _on_table(process, 1 + np.arange(steps)[::-1] * (process.num_steps // steps))
+    """Evenly spaced, t_min included and t_max not: on a table n = 1 + floor(k T / N) (Song et al. 2021, DDIM, appendix D.2).
+
+    Their code, like diffusers', has k floor(T / N), which is the same where N divides T; elsewhere 501 of 1000 would begin
+    amid the chain. ValueError for one point, which would be without noise.
+    """
+    if steps == 1:
+        raise ValueError("the leading grid of one point has the data's end alone, where no sample can begin: use trailing")
+    if process.num_steps and steps:
+        return _on_table(process, 1 + np.arange(steps)[::-1] * process.num_steps // steps)
     return _evenly(process, np.arange(1, steps + 1) / steps, t_min)
 
 
@@ -122,6 +128,8 @@ def _ends(process, t_min):
 
 
 def _between(first, last, fractions):
+    if not len(fractions):
+        raise ValueError("a grid needs at least one point, found steps = 0")
     fractions = jnp.asarray(fractions, float)
     return (1 - fractions) * first + fractions * last
 

@@ -145,8 +145,9 @@ def mean_shift(
     """`classifier_guidance`, but that ancestral steps move their mean by variance w g (Dhariwal & Nichol 2021, algorithm 1).
 
     The score form moves that mean by sigma_t^2 (1 - SNR_t / SNR_s) alpha_s / alpha_t w g, so that both have one limit as the
-    steps grow. All other samplers, correctors and `last="denoise"` see the score form. To be applied last: clipping and the
-    other transforms that set x0 anew refuse what is wrapped in it.
+    steps grow. All other samplers, correctors and `last="denoise"` see the score form. A step to t = 0 with the large variance
+    moves the mean by beta_1 w g, where guided-diffusion has the clipped variance of that step for beta_1. To be applied last:
+    clipping and the other transforms that set x0 anew refuse what is wrapped in it.
     """
 
     def guided(x, t):

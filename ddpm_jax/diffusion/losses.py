@@ -87,7 +87,8 @@ def likelihood() -> Weighting:
     """g^2 |score - score_hat|^2 = (-d log_snr/dt) |eps - eps_hat|^2 (Song et al. 2021, maximum likelihood training).
 
     Half its integral over t bounds the negative log-likelihood, but for a constant. As 2 alpha / sigma (alpha sigma' - sigma
-    alpha') of |e|^2 it is finite at alpha = 0; at small sigma it grows as 1 / sigma.
+    alpha') of |e|^2 it is finite at alpha = 0. At small sigma it grows as 2 sigma' / sigma: as 1 / sigma^2 on vp, as 1 / sigma
+    on rectified_flow; on ve, where sigma is geometric, it is constant.
     """
 
     def weight(process, t):

@@ -31,7 +31,11 @@ def small_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array 
 
 
 def large_variance(process: Process, t: jax.Array, s: jax.Array, raw: jax.Array | None = None) -> jax.Array:  # noqa: ARG001
-    """sigma_t^2 (1 - SNR_t / SNR_s): the variance of q(x_t | x_s), beta_n on a full chain; right where x_0 ~ N(0, I)."""
+    """sigma_t^2 (1 - SNR_t / SNR_s): the variance of q(x_t | x_s), beta_n on a full chain.
+
+    Right where x_0 ~ N(0, I) and alpha^2 + sigma^2 = 1; elsewhere x_0 ~ N(0, I) wants (alpha_s^2 + sigma_s^2) / (alpha_t^2 +
+    sigma_t^2) times as much.
+    """
     check_times(process, t=t, s=s)
     return process.sigma(t) ** 2 * one_minus_snr_ratio(process, t, s)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.predictions import Denoiser
-from ddpm_jax.diffusion.process import Process, check_times, concrete, prior_sample
+from ddpm_jax.diffusion.process import Process, check_times, concrete
 from ddpm_jax.diffusion.samplers import At, Sampler, meter
 
 LASTS = ("denoise", "mean", "stop")
@@ -71,14 +71,14 @@ def sample(
 
     times: [N], decreasing, N - 1 transitions. keys: [B], one per sample: sample i depends on keys[i] alone, and its j-th
     normal of step i is addressed by (key, i, j), whatever the batch. x [B, *shape]: the state at times[0]; by default a sample
-    of the prior that does not depend on the grid.
+    of the prior where times[0] is t_max, else sigma(times[0]) times the same normals: the noise of the marginal there.
 
     last says what is returned: "denoise", x0_hat at times[-1] (one more evaluation; on a table whose grid ends at 1/T this
     is the T-th step of the chain); "mean", the last transition without its noise; "stop", the state at times[-1].
     frames: how many states to return too, evenly spaced from the start to the result; the others are never stored.
 
     Raises ValueError for an unknown `last`, more frames than grid points, an x of another shape and, where times are concrete,
-    for a grid that does not decrease within [0, t_max] or on which the sampler cannot start.
+    for a grid that does not decrease within [0, t_max] or on which the sampler cannot start (needs_alpha, refuses).
     """
     return whole(sampling(sampler, denoise, process, times, keys, shape, last=last, x=x, frames=frames))
 
@@ -104,7 +104,7 @@ def sampling(
         return jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys(keys, i, j))
 
     def start():
-        return jax.vmap(lambda key: prior_sample(process, key, shape))(noise_keys(keys, 0, 0)) if x is None else x
+        return start_std(process, times[0]) * normal(0, 0) if x is None else x
 
     def result(x, mean, evaluations):
         if last == "denoise":
@@ -113,6 +113,11 @@ def sampling(
         return mean if last == "mean" else x, evaluations
 
     return _course(sampler, denoise, process, times, start, normal, frames, result)
+
+
+def start_std(process: Process, t: jax.Array) -> jax.Array:
+    """The standard deviation of what a chain from t starts with: the prior's at t_max, below it that of the noise in x_t."""
+    return jnp.where(t == process.t_max, process.prior_std, process.sigma(t))
 
 
 def encode(
@@ -208,6 +213,9 @@ def check(sampler: Sampler, process: Process, times: jax.Array, last: str, frame
         if last == "denoise" and grid[-1] == 0 and process.sigma(0.0) == 0:
             raise ValueError("at time 0 nothing is left to denoise: end the grid earlier, or use last='mean' or 'stop'")
         _check_ends(sampler, process, times[0], times[-1])
+        first = times[: min(len(times), 4)]
+        if len(first) > 1 and (reason := sampler.refuses(_ratios(process, first))):
+            raise ValueError(reason)
 
 
 def check_encoder(sampler: Sampler, process: Process, times: jax.Array, frames: int = 0) -> None:
@@ -232,6 +240,11 @@ def check_encoder(sampler: Sampler, process: Process, times: jax.Array, frames: 
 def _check_frames(times, frames):
     if frames and not 2 <= frames <= len(times):
         raise ValueError(f"frames must be 0 or from 2 to the number of grid points ({len(times)}), found {frames}")
+
+
+def _ratios(process, times):
+    """sigma / alpha at these times, as numbers; infinite where alpha = 0."""
+    return [float(s) / float(a) if a else float("inf") for s, a in zip(process.sigma(times), process.alpha(times), strict=True)]
 
 
 def _check_ends(sampler, process, latest, earliest):

@@ -122,7 +122,8 @@ def importance(*, kept: int = 10, uniform_share: float = 0.001) -> Times:
     """t = n/T with p_n proportional to sqrt(E[L_n^2]), weight 1 / (T p_n) (Nichol & Dhariwal 2021, section 3.3 and code).
 
     E[L_n^2] is over the last `kept` losses at n. p is uniform until every n has had as many, some 780 steps of batch 128 for
-    T = 4000, and mixed with `uniform_share` of the uniform distribution after that. Tables only, else ValueError.
+    T = 4000, and where all of these are 0; else it is mixed with `uniform_share` of the uniform distribution. Tables only, else
+    ValueError.
     """
 
     def init(process):
@@ -133,8 +134,9 @@ def importance(*, kept: int = 10, uniform_share: float = 0.001) -> Times:
     def draw(process, examples, history):
         steps = process.num_steps
         root = jnp.sqrt(jnp.square(history.losses).mean(1))
-        p = (1 - uniform_share) * root / jnp.maximum(root.sum(), jnp.finfo(root.dtype).tiny) + uniform_share / steps
-        p = jnp.where((history.counts >= kept).all(), p, 1 / steps)
+        total = root.sum()
+        p = (1 - uniform_share) * root / jnp.where(total > 0, total, 1.0) + uniform_share / steps
+        p = jnp.where((history.counts >= kept).all() & (total > 0), p, 1 / steps)
         index = jax.vmap(lambda key: jax.random.categorical(key, jnp.log(p)))(examples.keys)
         return (index + 1) / steps, 1 / (steps * p[index])
 

@@ -1,5 +1,6 @@
 """Time grids against the published integer formulas, written out here, and against equation 5 of Karras et al. 2022."""
 
+import inspect
 from itertools import accumulate
 
 import chex
@@ -22,11 +23,47 @@ def integers(grid, total=T):
     return np.rint(n).astype(int).tolist()
 
 
+OTHER_ENDS = ("leading", "trailing", "quadratic", "sections", "explicit")
+KNOBS = {  # of grids that have no `steps`: those of ten points
+    "sections": lambda process: {"sections": "4,6"},  # noqa: ARG005
+    "explicit": lambda process: {"times": np.arange(10, 0, -1) / (process.num_steps or 10 / float(process.t_max))},
+}
+
+
+def ten(grid, process):
+    """Ten points. ValueError where the grid is of tables alone."""
+    required = [p.name for p in inspect.signature(GRIDS[grid]).parameters.values() if p.default is p.empty][1:]
+    knobs = KNOBS.get(grid, lambda _: {"steps": 10})(process)
+    assert set(required) <= set(knobs), f"add to KNOBS above {required} with which the grid {grid} has ten points"
+    return GRIDS[grid](process, **knobs)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_grid_runs_down_the_span(grid):
+    """Ten points within it, on a table steps of it; with both its ends, unless the grid is known to be otherwise."""
+    for name, process in ((name, make()) for name, make in PROCESSES.items()):
+        try:
+            times = ten(grid, process)
+        except ValueError as refusal:
+            assert "made of a table's integers" in str(refusal) or "log-SNR is -inf" in str(refusal), (name, refusal)
+            continue
+        assert times.shape == (10,) and (np.diff(times) < 0).all(), name
+        assert times[-1] >= process.t_min.sampling and times[0] <= process.t_max, name
+        if steps := process.num_steps:
+            integers(times, steps)
+        if grid not in OTHER_ENDS:
+            chex.assert_trees_all_close((times[0], times[-1]), (process.t_max, process.t_min.sampling), rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [1, 10])
 @pytest.mark.parametrize("grid", ["uniform", "leading", "trailing", "log_snr", "karras"])
 @pytest.mark.parametrize("name", ["linear", "ncsn", "vp", "sub_vp", "ve", "edm", "rectified_flow", "continuous_cosine"])
 def test_points_order_and_ends(name, grid, steps):
     process = PROCESSES[name]()
+    if grid == "leading" and steps == 1:
+        with pytest.raises(ValueError, match="one point has the data's end alone"):
+            GRIDS[grid](process, steps=steps)
+        return
     times = GRIDS[grid](process, steps=steps)
     chex.assert_shape(times, (steps,))
     assert (np.diff(times) < 0).all()
@@ -49,6 +86,13 @@ def test_uniform_leading_and_trailing_are_diffusers(steps):
     }
     for name, indices in published.items():
         assert integers(GRIDS[name](TABLE, steps=steps)) == (indices + 1).tolist(), name
+
+
+def test_leading_spans_the_chain():
+    """floor(k c) with c = T / N: with their integer stride, 501 of 1000 begin at n = 501."""
+    for steps in (2, 7, 501, 999):
+        found = integers(GRIDS["leading"](TABLE, steps=steps))
+        assert found == [1 + k * T // steps for k in reversed(range(steps))] and found[0] >= T - T // steps
 
 
 def test_quadratic_is_the_ddim_codes():
@@ -132,6 +176,9 @@ EDM, TO_ZERO = PROCESSES["edm"](), PROCESSES["jsd"]()
 REFUSED = [
     ("uniform", TABLE, {"steps": 0}, "cannot place 0 different steps on a table of 1000"),
     ("leading", TABLE, {"steps": 1001}, "cannot place 1001 different steps"),
+    ("quadratic", TABLE, {"steps": 0}, "cannot place 0 different steps"),
+    *((grid, EDM, {"steps": 0}, "at least one point") for grid in ("uniform", "leading", "trailing", "log_snr", "karras")),
+    *((grid, TABLE, {"steps": 0}, "at least one|cannot place 0") for grid in ("leading", "trailing", "log_snr", "karras")),
     ("trailing", TABLE, {"steps": 1001}, "cannot place 1001 different steps"),
     ("quadratic", EDM, {"steps": 10}, "the quadratic grid is made of a table's integers"),
     ("sections", EDM, {"sections": "10"}, "the sections grid is made of a table's integers"),

@@ -94,6 +94,7 @@ def test_convert(x64):  # noqa: ARG001
     chex.assert_trees_all_close(convert(ALL["v"], ALL["eps"], process, x, t, v), output, rtol=1e-9)
 
 
+# A type's own words, of those that papers have; the tests above prove every row of PREDICTIONS by the oracle.
 # What the papers have the network say, for alpha = 1, sigma = t (edm) and for alpha = 1 - t, sigma = t; x0, e: data and noise
 DEFINITIONS = {
     "edm": {
@@ -123,7 +124,6 @@ def width(t):
 def test_targets_are_the_papers(name, x64):  # noqa: ARG001
     x0, eps, t = np.array([[0.7, -0.2]] * 2), np.array([[-0.4, 1.1]] * 2), np.array([[0.15], [0.8]])
     found = targets(PROCESSES[name](), x0, eps, t[:, 0])
-    assert found.keys() == DEFINITIONS[name].keys()
     for prediction, formula in DEFINITIONS[name].items():
         chex.assert_trees_all_close(found[prediction], formula(x0, eps, t), rtol=1e-9)
 

@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.oracle import denoiser, gaussian
 from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys, sampling
-from ddpm_jax.diffusion.samplers import SAMPLERS, At, ancestral, ddim
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, Sampler, ancestral, ddim
 
 PROCESS = PROCESSES["linear"]()
 DENOISE = denoiser(gaussian([0.2] * 3, 0.25 * np.eye(3)), PROCESS)
@@ -37,7 +38,36 @@ def test_a_sample_depends_on_its_key_alone():
     assert not np.allclose(together[0], together[1])
 
 
-def test_the_start_does_not_depend_on_the_grid():
+def test_every_normal_of_a_chain_is_another():
+    """The start's and those of every step (i, j): drawn apart from each other, they have no correlation, in 4,000 numbers."""
+    seen, size = [], 4000
+
+    def step(denoise, process, x, memory, at):  # noqa: ARG001
+        seen.append(x)
+        seen.extend(at.noise(j) for j in range(3))
+        return x, x, memory
+
+    with jax.disable_jit():
+        sampler = Sampler(Partial(lambda x: ()), Partial(step))  # noqa: ARG005
+        sample(sampler, DENOISE, PROCESS, uniform(PROCESS, steps=4), KEYS[:1], (size,), last="stop")
+    rows = np.stack([seen[0], *(normal for i in range(3) for normal in seen[4 * i + 1 : 4 * i + 4])])[:, 0]
+    assert rows.shape == (10, size)
+    np.testing.assert_allclose(rows @ rows.T / size, np.eye(10), atol=5 * np.sqrt(2 / size))
+
+
+@pytest.mark.parametrize("sigma", [80.0, 40.0, 5.0])
+def test_a_chain_starts_with_the_noise_of_its_first_time(sigma):
+    """On edm from any sigma, data of deviation 0.5 end with that: with the prior of sigma_max they ended at 8.01 from 5."""
+    process = PROCESSES["edm"]()
+    denoise = denoiser(gaussian([0.0], [[0.25]]), process)
+    times, keys = jnp.geomspace(sigma, 0.002, 40).at[0].set(sigma), sample_keys(0, jnp.arange(2000))
+    x = jax.jit(lambda times: sample(ddim(), denoise, process, times, keys, (1,)).x)(times)
+    assert abs(x.std() / 0.5 - 1) < 0.12  # five standard errors, and the bias of the steps
+    first = sample(ddim(), denoise, process, times[:1], keys, (1,), last="stop").x
+    assert abs(first.std() / sigma - 1) < 0.08
+
+
+def test_chains_from_one_time_start_alike():
     """One grid point and last="stop" returns the start itself; other grids begin there too."""
     start, evaluations, _ = sample(ddim(), DENOISE, PROCESS, uniform(PROCESS, steps=1), KEYS, (3,), last="stop")
     assert evaluations == 0

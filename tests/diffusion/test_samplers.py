@@ -1,6 +1,10 @@
-"""Samplers against closed forms: orders of convergence, exact moments, identities, gradients, counts; most in float64."""
+"""Samplers against closed forms: every row of the table on every process, identities, gradients, counts; most in float64.
 
-from functools import partial
+A new sampler or process is proven by the first tests of this file the moment its row exists: a sampler is held to the order
+that it states, one that states none to the data's moments.
+"""
+
+from functools import cache, partial
 from itertools import product
 
 import chex
@@ -14,49 +18,32 @@ from ddpm_jax.diffusion import oracle, samplers
 from ddpm_jax.diffusion.betas import BETAS
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction, eps_to_x0
+from ddpm_jax.diffusion.process import Process, expand
 from ddpm_jax.diffusion.processes import PROCESSES, from_betas
-from ddpm_jax.diffusion.sample import sample, sample_keys
+from ddpm_jax.diffusion.sample import check, sample, sample_keys, start_std
 from ddpm_jax.diffusion.samplers import SAMPLERS, At, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
 from ddpm_jax.diffusion.samplers.flow import _churned_step as churned_step
 
 MEAN, COVARIANCE = [0.5, -0.3], [[0.3, 0.1], [0.1, 0.2]]
 CONTINUOUS = ("vp", "sub_vp", "continuous_cosine", "ve", "edm", "rectified_flow")
-# The sampler and its order.
-DETERMINISTIC = {
-    "ddim": (ddim, 1),
-    "euler": (euler, 1),
-    "heun": (heun, 2),
-    "dpmpp_2m": (dpmpp_2m, 2),
-    "dpm_solver_2": (samplers.dpm_solver_2, 2),
-    "dpm_solver_3": (samplers.dpm_solver_3, 3),
-    "dpmpp_2s": (samplers.dpmpp_2s, 2),
-    "dpmpp_3m": (samplers.dpmpp_3m, 3),
-    "dpmpp_3m published": (partial(samplers.dpmpp_3m, published=True), 2),
-    "unip 1": (partial(samplers.unipc, order=1, corrector=False), 1),
-    "unip 2": (partial(samplers.unipc, order=2, corrector=False), 2),
-    "unipc 1": (partial(samplers.unipc, order=1), 2),
-    "unipc 2": (partial(samplers.unipc, order=2), 3),
-    "unipc 3": (partial(samplers.unipc, order=3), 3),
-    "plms": (samplers.plms, 2),
-    "pndm": (samplers.pndm, 2),
-    "deis 1": (partial(samplers.deis, order=1), 1),
-    "deis 2": (partial(samplers.deis, order=2), 2),
-    "deis 3": (partial(samplers.deis, order=3), 3),
-    "deis 3 published": (partial(samplers.deis, order=3, published=True), 2),
+# Samplers of other arguments than their defaults.
+KNOBS = {
+    "ancestral small": partial(samplers.ancestral, variance="small"),
+    "ddim 0.5": partial(samplers.ddim, eta=0.5),
+    "ddim 1": partial(samplers.ddim, eta=1.0),
+    "euler with churn": partial(samplers.euler, s_churn=8.0),
+    "heun with churn": partial(samplers.heun, s_churn=8.0),
+    "dpmpp_3m published": partial(samplers.dpmpp_3m, published=True),
+    "unip 1": partial(samplers.unipc, order=1, corrector=False),
+    "unip 2": partial(samplers.unipc, order=2, corrector=False),
+    "unip 3": partial(samplers.unipc, order=3, corrector=False),
+    "unipc 1": partial(samplers.unipc, order=1),
+    "unipc 3": partial(samplers.unipc, order=3),
+    "deis 1": partial(samplers.deis, order=1),
+    "deis 3": partial(samplers.deis, order=3),
+    "deis 3 published": partial(samplers.deis, order=3, published=True),
 }
-STOCHASTIC = {
-    "ancestral small": partial(ancestral, variance="small"),
-    "ancestral large": partial(ancestral, variance="large"),
-    "ddim 1": partial(ddim, eta=1.0),
-    "ddim 0.5": partial(ddim, eta=0.5),
-    "euler_maruyama": euler_maruyama,
-    "reverse_diffusion": samplers.reverse_diffusion,
-    "sde_dpmpp_2m": samplers.sde_dpmpp_2m,
-    "heun with churn": partial(heun, s_churn=8.0),
-    "euler with churn": partial(euler, s_churn=8.0, s_noise=1.003),
-}
-WEAK_ORDER = {"sde_dpmpp_2m": 2, "heun with churn": 2}  # of the others 1
-ALL = {name: make for name, (make, _) in DETERMINISTIC.items()} | STOCHASTIC
+ROWS = SAMPLERS | KNOBS
 
 
 def gaussian():
@@ -99,93 +86,232 @@ def propagated(sampler, data, process, times):
     return reached
 
 
-# ------------------------------------------------------- orders of convergence
-
-
-FIRST = ("ddim", "euler", "heun", "dpmpp_2m")
-OTHERS = [name for name in DETERMINISTIC if name not in FIRST]
-POINTS = 32  # of every deterministic run, so that a step is compiled once
-
-
-@pytest.mark.parametrize("name, process", [*product(FIRST, CONTINUOUS), *product(OTHERS, ["vp"])])
-def test_order_of_deterministic_samplers(name, process, x64):  # noqa: ARG001
-    """RMS error against the exact flow from log-SNR -2 to 5, uniform in it, N = 64..256: the slope is the order, to 1/4.
-
-    It begins where data and noise are mixed: at log-SNR -10 the errors of a low-order start would not show. UniPC-3 is better
-    than of order 3 until the steps are small.
-    """
-    make, order = DETERMINISTIC[name]
-    process, data, counts = PROCESSES[process](), gaussian(), (64, 128, 256)
-    first, last = process.inverse_log_snr(jnp.array([-2.0, 5.0]))
-    start, _ = draw(data, process, first, sample_keys(0, jnp.arange(POINTS)))
-    exact, errors = flow(data, process, start, first, last), []
-    for steps in counts:
-        times = process.inverse_log_snr(jnp.linspace(-2.0, 5.0, steps + 1))
-        errors.append(float(jnp.sqrt(jnp.mean((run(make(), data, process, times, start) - exact) ** 2))))
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order - 0.25 <= slope <= order + (0.75 if name == "unipc 3" else 0.25), (errors, slope)
-    assert errors[-1] < 3e-2
-
-
-@pytest.mark.parametrize("name, process", [*product(STOCHASTIC, ["vp"]), *product(("ddim 1", "euler_maruyama"), ("ve", "edm"))])
-def test_weak_order_of_stochastic_samplers(name, process, x64):  # noqa: ARG001
-    """Exact moments on a Gaussian: halving the steps halves the error of the covariance, at 32..128 steps, or better."""
-    process, data = PROCESSES[process](), gaussian()
-    errors = []
-    for steps in (32, 64, 128):
-        times = GRIDS["log_snr"](process, steps=steps + 1)
-        reached, exact = propagated(STOCHASTIC[name](), data, process, times), moments(data, process, times[-1])
-        errors.append(max(float(jnp.abs(a - b).max()) for a, b in zip(reached, exact, strict=True)))
-    slope = -np.polyfit(np.log([32, 64, 128]), np.log(errors), 1)[0]
-    assert slope >= WEAK_ORDER.get(name, 1) - 0.25 and errors[-1] < 8e-2, (errors, slope)
-
-
 # ------------------------------------------------------- every sampler on every process
 
-# Largest error of mean and covariance (entries up to 0.5) after 200 steps, uniform in log-SNR, from the exact p_{t_max}.
-TOLERANCE = {
-    "ddim": 0.015, "euler": 0.07, "heun": 5e-4, "ancestral small": 0.03, "ancestral large": 0.04, "ddim 1": 0.03,
-    "ddim 0.5": 0.02, "euler_maruyama": 0.02,
-}  # fmt: skip
-MORE = {"reverse_diffusion": 0.03, "dpm_solver_2": 5e-4, "dpm_solver_3": 1e-5, "dpmpp_2s": 5e-4}
-ON_ALL = ("ancestral small",)
-SOME = ("linear", "ncsn", "sub_vp", "ve", "edm", "rectified_flow", "trig_flow")
+
+def gated(gate, others):
+    """Cases of the gate, and what `-m full` runs besides."""
+    gate = list(gate)
+    rest = (case if isinstance(case, tuple) else (case,) for case in others if case not in gate)
+    return [*gate, *(pytest.param(*case, marks=pytest.mark.full) for case in rest)]
 
 
-@pytest.mark.parametrize(
-    "name, process_name",
-    [*product(ON_ALL, PROCESSES), *product([name for name in TOLERANCE | MORE if name not in ON_ALL], SOME)],
-)
-def test_moments_of_every_pair(name, process_name, x64):  # noqa: ARG001
-    process, data = PROCESSES[process_name](), gaussian()
-    if process_name == "jsd":  # its last beta is 1: log-SNR has no end to start a grid from, and the SDE's drift is infinite
-        times = GRIDS["uniform"](process, steps=1000)[int(name == "euler_maruyama") :]
-    else:
-        times = GRIDS["log_snr"](process, steps=201)
-    reached, exact = propagated(ALL[name](), data, process, times), moments(data, process, times[-1])
-    error = max(float(jnp.abs(a - b).max()) for a, b in zip(reached, exact, strict=True))
-    assert error < (TOLERANCE | MORE)[name]
+WITH_ORDER = [name for name, make in ROWS.items() if make().order]
+COUNTS = (64, 128, 256)
+FUNCTIONS = ("log_alpha", "alpha", "sigma", "inverse_log_snr", "time_input")
 
 
-WITH_MEMORY = {
-    "dpmpp_2m": 2e-3, "dpmpp_3m": 1e-4, "unipc 2": 2e-4, "unipc 3": 1e-4, "plms": 2e-3, "pndm": 1e-2, "deis 3": 1e-4,
-}  # fmt: skip
+@partial(jax.jit, static_argnums=0)
+def _of_kind(name, kinds, kind, t):
+    return jax.lax.switch(kind, [getattr(process, name) for process in kinds], jnp.asarray(t, float))
 
 
-@pytest.mark.parametrize(
-    "name, process", [*product(["dpmpp_2m"], PROCESSES), *product(WITH_MEMORY, ("linear", "ncsn", "ve", "rectified_flow"))]
-)
-def test_moments_of_those_with_memory(name, process, x64):  # noqa: ARG001
-    """The affine map of 200 steps, from its values at three points, moves p_{t_max} to p_{t_min}."""
-    process, data = PROCESSES[process](), gaussian()
-    to_zero = process.alpha(1.0) == 0
-    times = GRIDS["uniform"](process, steps=1000) if to_zero else GRIDS["log_snr"](process, steps=201)
-    images = run(ALL[name](), data, process, times, jnp.eye(POINTS, 2, -1))
-    linear = (images[1:3] - images[0]).T
-    mean, covariance = moments(data, process, times[0])
-    reached = linear @ mean + images[0], linear @ covariance @ linear.T
-    for a, b in zip(reached, moments(data, process, times[-1]), strict=True):
-        chex.assert_trees_all_close(a, b, atol=WITH_MEMORY[name])
+def any_of(kinds: list[Process], kind) -> Process:
+    """The process kinds[kind], for a traced kind. It counts as continuous in time."""
+    functions = {name: Partial(partial(_of_kind, name), kinds, kind) for name in FUNCTIONS}
+    t_min, t_max, prior_std = (
+        jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *(getattr(process, name) for process in kinds))
+        for name in ("t_min", "t_max", "prior_std")
+    )
+    return Process(**functions, t_min=t_min, t_max=t_max, prior_std=prior_std)
+
+
+@cache
+def all_processes():
+    """{name: (kind, process)}: processes of one structure, as beta tables, are of one kind."""
+    made = {name: make() for name, make in PROCESSES.items()}
+    structures = list(dict.fromkeys(structure(process) for process in made.values()))
+    return {name: (structures.index(structure(process)), process) for name, process in made.items()}
+
+
+def chosen(name):
+    """The arguments of `any_of` for this process."""
+    processes = all_processes()
+    kinds = dict(processes.values())
+    kind, kinds[kind] = processes[name]
+    return kind, [kinds[k] for k in range(len(kinds))]
+
+
+def structure(process):
+    return jax.tree.structure(process), tuple(np.shape(leaf) for leaf in jax.tree.leaves(process))
+
+
+def drawn_per_step(sampler):
+    """How many normals its steps draw, at most."""
+    process, x, drawn = PROCESSES["vp"](), jnp.zeros((1, 2)), [0]
+
+    def noise(j):
+        drawn.append(int(j) + 1)
+        return x
+
+    at = At(jnp.asarray(0.5), jnp.asarray(0.4), jnp.asarray(0), 1, noise, lambda f: f(oracle.denoiser(gaussian(), process))[0])
+    for step in filter(None, (sampler.start, sampler.step)):
+        step(oracle.denoiser(gaussian(), process), process, x, sampler.init(x), at)
+    return max(drawn)
+
+
+def travel(sampler, most):
+    """A function (process, times, data) of the affine map that a sampler's way down the times is, compiled once for all.
+
+    times: most + 1 at most. It gives where the mean of p_{times[0]} ends, the slope by the state at the start, and the
+    covariance that the sampler's own noise has added at the end: by rows of a batch that differ in one number of the start or
+    in one normal.
+    """
+    size, normals = 2, 0 if bool(sampler.noise_free) else drawn_per_step(sampler)
+    drawn = most * normals * size  # the normals of all steps, each alone in a row
+
+    @jax.jit
+    def ends(kind, kinds, times, n, data):
+        process = any_of(kinds, kind)
+        denoise = oracle.denoiser(data, process)
+        shifts = jnp.concatenate([jnp.zeros((1, size)), jnp.eye(size), jnp.zeros((drawn, size))])
+
+        def noise(i, j):
+            alone = jnp.arange(drawn).reshape(-1, size) == (i * normals + j) * size + jnp.arange(size)
+            rows = (alone[:, None] * jnp.eye(size, dtype=bool)).reshape(drawn, size).astype(float)
+            return jnp.concatenate([jnp.zeros((1 + size, size)), rows])
+
+        def move(step, i, carry):
+            at = At(times[i], times[i + 1], i, n, partial(noise, i), lambda f: f(denoise)[0])
+            x, _, memory = step(denoise, process, carry[0], carry[1], at)
+            return x, memory
+
+        x = oracle.moments(data, process, times[0])[0] + shifts
+        carry = x, sampler.init(x)
+        for i in range(sampler.starts):
+            carry = move(sampler.start, i, carry)
+        x, _ = jax.lax.fori_loop(sampler.starts, n, partial(move, sampler.step), carry)
+        by_noise = x[1 + size :] - x[0]
+        return x[0], (x[1 : 1 + size] - x[0]).T, by_noise.T @ by_noise
+
+    def walk(name, times, data):
+        kind, kinds = chosen(name)
+        padded = jnp.zeros(most + 1).at[: len(times)].set(times)
+        return tuple(map(np.asarray, ends(kind, kinds, padded, len(times) - 1, data)))
+
+    return walk
+
+
+@jax.jit
+def exact_flow(process, t, s, data):
+    """Where the flow takes the mean at t, and its slope."""
+    move = partial(oracle.flow, data, process, t=t, s=s)
+    mean = oracle.moments(data, process, t)[0]
+    return move(mean[None])[0], jax.jacfwd(lambda x: move(x[None])[0])(mean)
+
+
+@jax.jit
+def even_times(process, steps):
+    """Some 257 times, of which steps + 1 are evenly spaced in log-SNR from -2 to 5, where data and noise are mixed."""
+    return process.inverse_log_snr(-2.0 + 7.0 * jnp.arange(COUNTS[-1] + 1) / steps)
+
+
+
+@pytest.mark.parametrize("name", WITH_ORDER)
+def test_every_sampler_has_the_order_that_it_states_on_every_process(name, x64):  # noqa: ARG001
+    """64, 128 and 256 steps, where data and noise are mixed: at log-SNR -10 the errors of a low-order start would not show.
+
+    Without noise the error is that of the path, against the exact flow; else that of the moments, which may fall faster. And
+    what mean, slope and covariance tend to, by Richardson's extrapolation with the stated order, is exact: to 5e-4, since
+    tables have kinks and Euler's method on them no clean power; a coefficient that is off by a thousandth shows. UniPC of order
+    3 is better than that until the steps are small.
+    """
+    sampler, data = ROWS[name](), gaussian()
+    walk, noise_free = travel(sampler, COUNTS[-1]), bool(sampler.noise_free)
+    for of_process, (_, process) in all_processes().items():
+        found = []
+        for steps in COUNTS:
+            times = even_times(process, steps)[: steps + 1]
+            mean, slope, covariance = walk(of_process, times, data)
+            if noise_free:
+                reached, exact = (mean, slope), exact_flow(process, times[0], times[-1], data)
+            else:
+                start, exact = moments(data, process, times[0])[1], moments(data, process, times[-1])
+                reached = mean, slope @ start @ slope.T + covariance
+            found.append(np.concatenate([np.ravel(a - np.asarray(b)) for a, b in zip(reached, exact, strict=True)]))
+        limit = np.stack(found)
+        errors = np.abs(limit).max(1)
+        for power in (sampler.order, sampler.order + 1):
+            limit = limit[1:] + (limit[1:] - limit[:-1]) / (2**power - 1)
+        order = -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
+        told = f"{name} on {of_process}: order {order:.2f}, stated {sampler.order}; errors {errors}, limit {limit}"
+        if not process.num_steps or errors[-1] > 2e-8:  # a table's times snap to its steps, by 1e-6: such errors have no order
+            assert order >= sampler.order - 0.25, told
+            assert not noise_free or order <= sampler.order + (0.75 if name == "unipc 3" else 0.25), told
+        assert errors[-1] < 0.02 and np.abs(limit).max() < 5e-4, told
+
+
+@cache
+def all_grids(points):
+    """[(name of the process, of the grid, times, deviation of the start)], of those that the grid is made for."""
+    found = []
+    for (of_process, (_, process)), grid in product(all_processes().items(), GRIDS):
+        knobs = {"sections": {"sections": f"{points // 2},{points // 2}"}}.get(grid, {"steps": points})
+        try:
+            times = GRIDS[grid](process, **knobs)
+        except (TypeError, ValueError):  # an explicit grid has no steps; others are refused, which test_grids.py looks at
+            continue
+        found.append((of_process, grid, times, start_std(process, times[0])))
+    return found
+
+
+OF_THE_TABLE = [name for name in SAMPLERS if name in WITH_ORDER]  # the others' samples are looked at below
+REFUSED = {"plms", "pndm"}  # on some grids, for their first steps
+GREATEST = {10: 6.0, 20: 4.5, 50: 2.0}  # points: the deviation at the end, of the exact one
+UNSTABLE = {"euler_maruyama": 10}  # explicit in t: so many points are too few where its drift is large, near alpha = 0
+
+
+@pytest.mark.parametrize("points, name", gated(product([10], OF_THE_TABLE), product((20, 50), OF_THE_TABLE)))
+def test_every_sampler_on_every_process_and_grid_ends_at_the_data_or_is_refused(points, name, x64):  # noqa: ARG001
+    """Data of deviation 0.316, from the noise that `sample` starts with, and from the mean 0.
+
+    None ends far above that deviation; those below it took steps too long for what is narrow, the last of them above all. On
+    edm an even grid makes one step from 80 / N to the data, and the error is some part of that.
+    """
+    sampler, data = SAMPLERS[name](), oracle.gaussian([0.5, -0.3], 0.1 * np.eye(2))
+    walk = travel(sampler, COUNTS[-1])
+    for of_process, grid, times, deviation in all_grids(points):
+        process = all_processes()[of_process][1]
+        try:
+            check(sampler, process, times, "denoise")
+        except ValueError as refusal:
+            assert name in REFUSED or (sampler.needs_alpha and sampler.needs_alpha in str(refusal)), (of_process, grid, refusal)
+            continue
+        mean, slope, covariance = walk(of_process, times, data)
+        alpha, sigma, first = process.alpha(times[-1]), process.sigma(times[-1]), process.alpha(times[0])
+        gain = 0.1 * alpha / (0.1 * alpha**2 + sigma**2)  # of the last denoising
+        x0 = data.means[0] + gain * (mean - slope @ (first * data.means[0]) - alpha * data.means[0])
+        spread = gain * np.sqrt((deviation**2 * slope @ slope.T + covariance)[0, 0] / 0.1)
+        greatest = 300 / points if of_process == "edm" and grid in ("uniform", "leading") else GREATEST[points]
+        if UNSTABLE.get(name, 0) < points:
+            assert spread < greatest and jnp.abs(x0 - data.means[0]).max() < 0.5, (of_process, grid, float(spread), x0)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in WITH_ORDER])
+def test_samplers_without_an_order_end_at_the_data_on_every_process(name, x64):  # noqa: ARG001
+    """64 samples of N(0.4, 0.3^2) in 64 dimensions, 200 points (adaptive: 3) from log-SNR -5 to 7: mean and deviation.
+
+    To a tenth, of which annealed Langevin dynamics has most as its bias.
+    """
+    points, keys = 3 if name == "adaptive_ode" else 200, sample_keys(0, jnp.arange(64))
+
+    @jax.jit
+    def drawn(kind, kinds):
+        process = any_of(kinds, kind)
+
+        def denoise(x, t):
+            alpha, sigma = process.alpha(t), process.sigma(t)
+            off = (x - 0.4 * expand(alpha, x)) / expand(0.09 * alpha**2 + sigma**2, x)
+            return Prediction(0.4 + expand(0.09 * alpha, x) * off, expand(sigma, x) * off)
+
+        times = process.inverse_log_snr(jnp.linspace(-5.0, 7.0, points))
+        deviation = jnp.sqrt(0.09 * process.alpha(times[0]) ** 2 + process.sigma(times[0]) ** 2)
+        start = 0.4 * process.alpha(times[0]) + deviation * jax.random.normal(jax.random.key(0), (64, 64))
+        return sample(ROWS[name](), denoise, process, times, keys, (64,), x=start).x
+
+    for of_process in PROCESSES:
+        x = drawn(*chosen(of_process))
+        assert abs(x.mean() - 0.4) < 0.02 and abs(x.std() / 0.3 - 1) < 0.1, (of_process, x.mean(), x.std())
 
 
 def check_samples(name, process):
@@ -198,7 +324,7 @@ def check_samples(name, process):
         times = GRIDS["log_snr"](process, steps=201)
         start, _ = oracle.draw(data, process, times[0], keys)
         denoise = oracle.denoiser(data, process)
-        return sample(ALL[name](), denoise, process, times, keys, (2,), x=start, last="stop").x, times[-1]
+        return sample(ROWS[name](), denoise, process, times, keys, (2,), x=start, last="stop").x, times[-1]
 
     x, end = drawn(process)
     mean, covariance = moments(data, process, end)
@@ -215,7 +341,7 @@ def test_samples_of_a_mixture(name, process):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name, process", list(product(ALL, ("linear", *CONTINUOUS))))
+@pytest.mark.parametrize("name, process", list(product(WITH_ORDER, ("linear", *CONTINUOUS))))
 def test_samples_of_a_mixture_for_every_pair(name, process):
     check_samples(name, process)
 
@@ -251,7 +377,7 @@ def moments_by_hand(indices, eta=None, variance=None):
 
 
 CASES = {
-    "ancestral small": dict(variance="small"), "ancestral large": dict(variance="large"),
+    "ancestral small": dict(variance="small"), "ancestral": dict(variance="large"),
     "ddim": dict(eta=0.0), "ddim 0.5": dict(eta=0.5), "ddim 1": dict(eta=1.0),
 }  # fmt: skip
 
@@ -263,7 +389,7 @@ def test_moments_of_the_published_chain(name, steps):
     times = GRIDS["uniform"](process, steps=steps)
     reached = jax.jit(
         lambda process, times: oracle.propagate(
-            ALL[name](), oracle.denoiser(data, process), process, times, jnp.zeros(1), jnp.eye(1), normals=1
+            ROWS[name](), oracle.denoiser(data, process), process, times, jnp.zeros(1), jnp.eye(1), normals=1
         )
     )(process, times)
     expected = moments_by_hand(np.rint(np.asarray(times) * 1000).astype(int), **CASES[name])
@@ -300,7 +426,7 @@ def test_ddim_at_eta_zero_is_euler_in_sigma_over_alpha(x64):  # noqa: ARG001
 
 
 IN_RATIO = (
-    "ddim", "dpmpp_2m", "ancestral small", "ddim 0.5", "dpm_solver_3", "dpmpp_2s", "dpmpp_3m", "unipc 2", "plms", "deis 3",
+    "ddim", "dpmpp_2m", "ancestral small", "ddim 0.5", "dpm_solver_3", "dpmpp_2s", "dpmpp_3m", "unipc", "plms", "deis 3",
     "sde_dpmpp_2m",
 )  # fmt: skip
 
@@ -312,7 +438,7 @@ def test_vp_and_ve_views_of_one_problem_agree(name, x64):  # noqa: ARG001
     for process in (PROCESSES["vp"](), PROCESSES["edm"](), PROCESSES["rectified_flow"]()):
         times = process.inverse_log_snr(levels)
         start = process.alpha(times[0]) * jnp.array([[30.0, -12.0]] * 8)
-        views.append(states(ALL[name](), process, times, x=start) / process.alpha(times[-1]))
+        views.append(states(ROWS[name](), process, times, x=start) / process.alpha(times[-1]))
     chex.assert_trees_all_close(views[0], views[1], views[2], rtol=1e-8)
 
 
@@ -327,26 +453,26 @@ def test_heun_and_euler_agree_with_ddim_where_they_should(x64):  # noqa: ARG001
     chex.assert_trees_all_close(states(heun(), process, times, point), states(ddim(), process, times, point), atol=1e-9)
 
 
-AT_THE_ENDS = ("ddim", "heun", "ancestral small", "euler_maruyama", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "unipc 2", "deis 3")
+AT_THE_ENDS = ("ddim", "heun", "ancestral small", "euler_maruyama", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "unipc", "deis 3")
 
 
-@pytest.mark.parametrize("name", AT_THE_ENDS)
+@pytest.mark.parametrize("name", gated(AT_THE_ENDS, [name for name in WITH_ORDER if name not in REFUSED]))
 def test_steps_to_time_zero_and_from_alpha_zero(name, x64):  # noqa: ARG001
     """From alpha = 0 down to sigma = 0 of a zero-terminal table; a deterministic step to there gives the denoiser's x0.
 
-    But for Euler's method, and PLMS's mean of the last four eps.
+    But for Euler's method; PLMS and PNDM are refused on that grid.
     """
     process, data = PROCESSES["cosine"](zero_terminal_snr=True), gaussian()
     denoise = oracle.denoiser(data, process)
     times = jnp.append(GRIDS["uniform"](process, steps=50), 0.0)
-    if needs := ALL[name]().needs_alpha:
+    if needs := ROWS[name]().needs_alpha:
         with pytest.raises(ValueError, match=f"{needs}, and alpha"):
-            sample(ALL[name](), denoise, process, times, sample_keys(0, jnp.arange(2)), (2,), last="stop")
+            sample(ROWS[name](), denoise, process, times, sample_keys(0, jnp.arange(2)), (2,), last="stop")
         times = times[1:]
-    x = states(ALL[name](), process, times)
+    x = states(ROWS[name](), process, times)
     assert jnp.isfinite(x).all()
-    if name in DETERMINISTIC and name not in ("euler", "plms", "pndm"):
-        before = states(ALL[name](), process, times[:-1])
+    if bool(ROWS[name]().noise_free) and name != "euler":
+        before = states(ROWS[name](), process, times[:-1])
         chex.assert_trees_all_close(x, denoise(before, times[-2]).x0, rtol=1e-9)
 
 
@@ -384,17 +510,9 @@ def test_gradients_through_the_scan(x64):  # noqa: ARG001
     assert jnp.isfinite(gradient(all_fresh)).all()
 
 
-IN_THE_GATE = ("unipc", "deis")
-
-
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in IN_THE_GATE else pytest.mark.full)
-        for name in SAMPLERS
-        if name != "adaptive_ode"  # which has none
-    ],
-)
+    "name", gated(["unipc", "deis"], [name for name in SAMPLERS if name != "adaptive_ode"])
+)  # which has none
 def test_every_sampler_has_a_finite_gradient(name):
     """By the state that it starts in and by the times."""
     process, data, keys = PROCESSES["vp"](), mixture(), sample_keys(0, jnp.arange(2))
@@ -433,8 +551,13 @@ def test_a_sweep_recompiles_nothing():
     chex.assert_trees_all_close(sweep(jnp.array([0.0, 0.7])), jnp.stack(alone[:2]), atol=1e-5)
 
 
-@pytest.mark.parametrize("process", ["linear", "ve"])
-@pytest.mark.parametrize("name", ["ancestral large", "euler_maruyama", "heun"])
+@pytest.mark.parametrize(
+    "name, process",
+    gated(
+        product(("ancestral", "euler_maruyama", "heun"), ("linear", "ve")),
+        product(("ancestral", "ddim 0.5", "euler_maruyama", "heun"), ("linear", "ve", "rectified_flow")),
+    ),
+)
 def test_float32_is_within_1e3_of_float64(name, process):
     """Mean and covariance after 1000 steps, relative to the largest entry."""
     ends = []
@@ -442,29 +565,28 @@ def test_float32_is_within_1e3_of_float64(name, process):
         with jax.enable_x64(wide):
             made = PROCESSES[process]()
             times = GRIDS["uniform" if made.num_steps else "log_snr"](made, steps=1000)
-            ends.append([np.asarray(value, np.float64) for value in propagated(ALL[name](), gaussian(), made, times)])
+            ends.append([np.asarray(value, np.float64) for value in propagated(ROWS[name](), gaussian(), made, times)])
     for single, double in zip(*ends, strict=True):
         np.testing.assert_allclose(single, double, atol=1e-3 * np.abs(double).max())
 
 
-@pytest.mark.parametrize("name", ["dpmpp_3m", "unipc 3", "pndm"])
+@pytest.mark.parametrize("name", gated(["dpmpp_3m", "unipc 3", "pndm"], ["dpmpp_2m", "deis 3"]))
 def test_float32_of_those_with_memory_is_within_1e3_of_float64(name):
     ends = []
     for wide in (False, True):
         with jax.enable_x64(wide):
             process = PROCESSES["vp"]()
             times = GRIDS["log_snr"](process, steps=1000)
-            ends.append(np.asarray(run(ALL[name](), gaussian(), process, times, jnp.array([[1.0, -0.5]]))))
+            ends.append(np.asarray(run(ROWS[name](), gaussian(), process, times, jnp.array([[1.0, -0.5]]))))
     np.testing.assert_allclose(*ends, atol=1e-3)
 
 
 # ------------------------------------------------------- counts and refusals
 
 
-COUNTED = ALL | {
+COUNTED = ROWS | {
     "predictor_corrector": partial(samplers.predictor_corrector, corrector_steps=2),
     "annealed_langevin": partial(samplers.annealed_langevin, langevin_steps=3),
-    "adaptive_ode": samplers.adaptive_ode,
 }
 TRANSITIONS = {  # evaluations of five, where they are not five
     "heun": 10, "heun with churn": 10, "dpm_solver_2": 10, "dpm_solver_3": 15, "dpmpp_2s": 10, "dpmpp_3m": 6, "deis 3": 6,
@@ -472,10 +594,16 @@ TRANSITIONS = {  # evaluations of five, where they are not five
 }  # fmt: skip
 
 
-OTHER_COSTS = [*TRANSITIONS, "ddim", "dpmpp_2m", "unipc 2", "ancestral small", "adaptive_ode"]
+BY_HAND = {name: TRANSITIONS.get(name, 5) for name in (*TRANSITIONS, *KNOBS, "ddim", "dpmpp_2m", "unipc", "ancestral")}
 
 
-@pytest.mark.parametrize("name, last", [("ddim", "stop"), *((name, "denoise") for name in OTHER_COSTS)])
+@pytest.mark.parametrize(
+    "name, last",
+    gated(
+        [("ddim", "stop"), *((name, "denoise") for name in COUNTED if name not in KNOBS or name in TRANSITIONS)],
+        product(COUNTED, ["denoise"]),
+    ),
+)
 def test_evaluations_reported_are_those_made(name, last):
     """Counted by a callback in a guided denoiser of two evaluations: those of five transitions, and one at the end."""
     process, calls = from_betas(BETAS["linear"](steps=10, rescale=True, beta_end=0.005)), []
@@ -491,10 +619,9 @@ def test_evaluations_reported_are_those_made(name, last):
     times = GRIDS["uniform"](process, steps=6)
     _, evaluations, _ = sample(COUNTED[name](), guided, process, times, sample_keys(0, jnp.arange(1)), (2,), last=last)
     jax.effects_barrier()
-    if name == "adaptive_ode":
-        assert evaluations == len(calls) and (evaluations - 2 * (last == "denoise")) % (2 * 5) == 0
-    else:
-        assert evaluations == len(calls) == 2 * (TRANSITIONS.get(name, 5) + (last == "denoise"))
+    assert evaluations == len(calls)
+    if name in BY_HAND:
+        assert evaluations == 2 * (BY_HAND[name] + (last == "denoise"))
 
 
 def test_refusals():

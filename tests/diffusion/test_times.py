@@ -104,13 +104,22 @@ def test_times_that_make_no_sense_are_refused():
         importance().init(PROCESSES["vp"]())
 
 
-@pytest.mark.parametrize(
-    "name, process", [("uniform", "linear"), ("uniform", "vp"), ("log_normal", "edm"), ("importance", "linear")]
-)
-def test_a_time_depends_on_its_key_alone(name, process):
+@pytest.mark.parametrize("process", ["linear", "vp"])
+@pytest.mark.parametrize("name", TIMES)
+def test_every_time_is_in_the_span_and_depends_on_its_key_and_place_alone(name, process):
+    """On a table it is a step. Weights make up for what is drawn more often, or are 1."""
     times, process = TIMES[name](), PROCESSES[process]()
-    together = draw(times, process, 5, times.init(process))
-    one = Examples(examples(5).keys[3:4], jnp.array([0]), 1)
+    try:
+        together = draw(times, process, 5, times.init(process))
+    except ValueError as refusal:
+        assert "use uniform" in str(refusal)
+        return
+    many, weights = times.draw(process, examples(2000), times.init(process))
+    assert (process.t_min.training <= many).all() and (many <= process.t_max).all()
+    assert abs(weights.mean() - 1) < 5 * max(weights.std(), 1e-6) / np.sqrt(2000)
+    if steps := process.num_steps:
+        np.testing.assert_allclose(steps * many, np.rint(steps * many), atol=1e-3)
+    one = Examples(examples(5).keys[3:4], jnp.array([3]), 5)
     chex.assert_trees_all_close(times.draw(process, one, times.init(process))[0][0], together[3], rtol=1e-6)
     assert len(set(together.tolist())) == 5
 
@@ -173,6 +182,10 @@ def test_importance_times_have_their_probabilities_and_an_unbiased_mean():
 
 
 def test_losses_of_0_leave_times_uniform():
-    process = PROCESSES["linear"](steps=5)
-    _, weights = importance().draw(process, examples(8), History(jnp.zeros((5, 10)), jnp.full(5, 10)))
-    assert jnp.isfinite(weights).all()
+    """So every weight is 1."""
+    process, times = PROCESSES["linear"](steps=2), importance(kept=2)
+    history = times.init(process)
+    for _ in range(2):
+        history = times.update(history, jnp.array([0.5, 1.0]), jnp.zeros(2))
+    t, weights = times.draw(process, examples(64), history)
+    assert (weights == 1).all() and set(np.asarray(t).tolist()) == {0.5, 1.0}

@@ -24,6 +24,10 @@ class At(NamedTuple):
     apart: Callable
 
 
+def _nothing(z):  # noqa: ARG001 - the signature of every `refuses`
+    return ""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -31,7 +35,10 @@ class Sampler:
 
     All are `Partial`s, so a sampler is a pytree and its knobs are traced. start: the step of the first `starts` transitions,
     where these cost more than the others. noise_free: whether it draws no noise, so that it can encode; an array where a knob
-    decides. needs_alpha, needs_sigma: why it cannot start where alpha = 0, or end where sigma = 0, or "".
+    decides. order: the power of the step with which its error on smooth grids falls, that of its path where it draws no noise,
+    else of its moments; 0 where the number of steps does not decide. needs_alpha, needs_sigma: why it cannot start where
+    alpha = 0, or end where sigma = 0, or "". refuses(z) -> why it cannot make the first steps of a grid down the sigma / alpha
+    z [N], or "".
     """
 
     init: Callable
@@ -39,8 +46,10 @@ class Sampler:
     noise_free: bool | jax.Array = False
     start: Callable | None = None
     starts: int = dataclasses.field(metadata={"static": True}, default=0)
+    order: int = dataclasses.field(metadata={"static": True}, default=1)
     needs_alpha: str = dataclasses.field(metadata={"static": True}, default="")
     needs_sigma: str = dataclasses.field(metadata={"static": True}, default="")
+    refuses: Callable[[Any], str] = dataclasses.field(metadata={"static": True}, default=_nothing)
 
     def phases(self, times: jax.Array) -> list[tuple[Callable, tuple[jax.Array, jax.Array, jax.Array]]]:
         """(step, (i, t, s)): which step makes which transitions down or up the times, to scan over."""

@@ -46,7 +46,7 @@ def dpm_solver_2() -> Sampler:
 
     Order 2. Evaluations per step: 2.
     """
-    return Sampler(Partial(no_memory), Partial(_dpm_solver_2_step), noise_free=True, needs_alpha=IN_LOG_SNR)
+    return Sampler(Partial(no_memory), Partial(_dpm_solver_2_step), noise_free=True, order=2, needs_alpha=IN_LOG_SNR)
 
 
 def _dpm_solver_3_step(denoise, process, x, memory, at):
@@ -70,7 +70,7 @@ def dpm_solver_3() -> Sampler:
     eps is taken as a line in lambda: from t through 1/3 of the way up to 2/3, from t through 2/3 up to s. Order 3. Evaluations
     per step: 3.
     """
-    return Sampler(Partial(no_memory), Partial(_dpm_solver_3_step), noise_free=True, needs_alpha=IN_LOG_SNR)
+    return Sampler(Partial(no_memory), Partial(_dpm_solver_3_step), noise_free=True, order=3, needs_alpha=IN_LOG_SNR)
 
 
 def _dpmpp_2s(denoise, process, x, at):
@@ -92,7 +92,7 @@ def dpmpp_2s() -> Sampler:
 
     Order 2. Evaluations per step: 2.
     """
-    return Sampler(Partial(no_memory), Partial(_dpmpp_2s_step), noise_free=True, needs_alpha=IN_LOG_SNR)
+    return Sampler(Partial(no_memory), Partial(_dpmpp_2s_step), noise_free=True, order=2, needs_alpha=IN_LOG_SNR)
 
 
 def _extrapolated(history, x0, half_t, half_s, i):
@@ -119,7 +119,7 @@ def dpmpp_2m() -> Sampler:
     x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) D, D = x0 + h / (2 h_before) (x0 - x0_before); D = x0 at the first step and
     at a step to sigma = 0. Evaluations per step: 1.
     """
-    return Sampler(Partial(no_history, Static(1)), Partial(_dpmpp_2m_step), noise_free=True)
+    return Sampler(Partial(no_history, Static(1)), Partial(_dpmpp_2m_step), noise_free=True, order=2)
 
 
 def _sde_dpmpp_2m_step(denoise, process, x, memory, at):
@@ -139,7 +139,7 @@ def sde_dpmpp_2m() -> Sampler:
     would be the ancestral step with the small variance. Bias: second power of the step, where the denoiser is affine.
     Evaluations per step: 1.
     """
-    return Sampler(Partial(no_history, Static(1)), Partial(_sde_dpmpp_2m_step))
+    return Sampler(Partial(no_history, Static(1)), Partial(_sde_dpmpp_2m_step), order=2)
 
 
 def _dpmpp_3m_step(published, denoise, process, x, memory, at):
@@ -175,5 +175,6 @@ def dpmpp_3m(*, published: bool = False) -> Sampler:
     """
     history, step = Partial(no_history, Static(2)), Partial(_dpmpp_3m_step, Static(published))
     if published:
-        return Sampler(history, step, noise_free=True, needs_alpha=IN_LOG_SNR)
-    return Sampler(history, step, noise_free=True, start=Partial(_dpmpp_3m_start), starts=1, needs_alpha=IN_LOG_SNR)
+        return Sampler(history, step, noise_free=True, order=2, needs_alpha=IN_LOG_SNR)
+    start = {"start": Partial(_dpmpp_3m_start), "starts": 1}
+    return Sampler(history, step, noise_free=True, order=3, needs_alpha=IN_LOG_SNR, **start)

@@ -15,13 +15,16 @@ def _euler_step(denoise, process, x, memory, at):
     return x, x, memory
 
 
-def euler(*, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0) -> Sampler:
+def euler(
+    *, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0, published: bool = False
+) -> Sampler:
     """x_s = x_t + (s - t) (alpha' x0_hat + sigma' eps_hat): Euler's method in t for the probability-flow ODE.
 
     Equation (7) of `process`; Song et al. 2021 (score SDE), eq. 13. On rectified flow and EDM it is `ddim`. s_churn and the
     others: see `churned`. Evaluations per step: 1.
     """
-    return _with_churn(Sampler(Partial(no_memory), Partial(_euler_step), noise_free=True), s_churn, s_min, s_max, s_noise)
+    sampler = Sampler(Partial(no_memory), Partial(_euler_step), noise_free=True)
+    return _with_churn(sampler, s_churn, s_min, s_max, s_noise, published)
 
 
 def _heun_step(denoise, process, x, memory, at):
@@ -35,45 +38,59 @@ def _heun_step(denoise, process, x, memory, at):
     return x, x, memory
 
 
-def heun(*, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0) -> Sampler:
+def heun(
+    *, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0, published: bool = False
+) -> Sampler:
     """The trapezoidal rule for dx = x0 d alpha + eps d sigma, equation (7) of `process`, after a step of Euler's.
 
     For alpha = 1 and for rectified flow Karras et al. 2022, algorithm 1, and with s_churn (see `churned`) algorithm 2; written
     with differences of alpha and sigma it needs no derivative of a table. Evaluations per step: 2, also for a last step to
     sigma = 0, which is Euler's: `last="denoise"` from the time before costs 1 and gives the same.
     """
-    return _with_churn(Sampler(Partial(no_memory), Partial(_heun_step), noise_free=True), s_churn, s_min, s_max, s_noise)
+    sampler = Sampler(Partial(no_memory), Partial(_heun_step), noise_free=True, order=2)
+    return _with_churn(sampler, s_churn, s_min, s_max, s_noise, published)
 
 
-def _with_churn(sampler, s_churn, s_min, s_max, s_noise):
-    return sampler if isinstance(s_churn, float | int) and s_churn == 0 else churned(sampler, s_churn, s_min, s_max, s_noise)
+def _with_churn(sampler, s_churn, *knobs):
+    return sampler if isinstance(s_churn, float | int) and s_churn == 0 else churned(sampler, s_churn, *knobs)
 
 
-def _churned_step(inner, s_churn, s_min, s_max, s_noise, denoise, process, x, memory, at):
+def _churned_step(inner, published, s_churn, s_min, s_max, s_noise, denoise, process, x, memory, at):
     half = half_log_snr(process, at.t)
     z = jnp.exp(-half)
-    gamma = jnp.where((z >= s_min) & (z <= s_max), jnp.minimum(s_churn / at.n, jnp.sqrt(2.0) - 1), 0.0)
+    share = s_churn / (at.n + published.value)
+    gamma = jnp.where((z >= s_min) & (z <= s_max), jnp.minimum(share, jnp.sqrt(2.0) - 1), 0.0)
     raised = time_at(process, half - jnp.log1p(gamma))
     if process.num_steps:
         raised = jnp.round(raised * process.num_steps) / process.num_steps
-    raised = jnp.clip(jnp.where(gamma == 0, at.t, raised), at.t, process.t_max)
+    latest = jnp.inf if published.value and not process.num_steps else process.t_max
+    raised = jnp.clip(jnp.where(gamma == 0, at.t, raised), at.t, latest)
     a, variance = transition(process, raised, at.t)
     x = a * x + s_noise * root(jnp.maximum(variance, 0.0)) * at.noise(0)
     return inner(denoise, process, x, memory, at._replace(t=raised, noise=lambda j: at.noise(j + 1)))
 
 
-def churned(sampler: Sampler, s_churn: float, s_min: float = 0.0, s_max: float = jnp.inf, s_noise: float = 1.0) -> Sampler:
+def churned(
+    sampler: Sampler,
+    s_churn: float,
+    s_min: float = 0.0,
+    s_max: float = jnp.inf,
+    s_noise: float = 1.0,
+    published: bool = False,
+) -> Sampler:
     """Each step of a sampler without memory from a time raised from t by fresh noise (Karras et al. 2022, algorithm 2).
 
     z = sigma / alpha goes to (1 + gamma) z, gamma = min(s_churn / n, sqrt 2 - 1) where s_min <= z <= s_max and else 0, of n
-    transitions, to which theirs add the denoising at the end; not beyond t_max; on a table to the nearest step. The noise is
-    that of the transition, equation (3) of `process`, times s_noise, which their experiments have at 1.003 to 1.007. Bias: the
-    sampler's, and s_noise^2 - 1 of what is added. Evaluations: the sampler's.
+    transitions; not beyond t_max; on a table to the nearest step. published: as in their code, of n + 1, with the denoising at
+    the end, which is not churned here (nor there, where s_min is above the last z); and beyond t_max, but on tables. The noise
+    is that of the transition, equation (3) of `process`, times s_noise, which their experiments have at 1.003 to 1.007. Bias:
+    the sampler's, and s_noise^2 - 1 of what is added. Evaluations: the sampler's.
     """
-    knobs = (jnp.asarray(knob, float) for knob in (s_churn, s_min, s_max, s_noise))
+    knobs = Static(published), *(jnp.asarray(knob, float) for knob in (s_churn, s_min, s_max, s_noise))
     return Sampler(
         sampler.init,
         Partial(_churned_step, sampler.step, *knobs),
+        order=sampler.order,
         needs_alpha="churn raises sigma / alpha, which is infinite where alpha = 0",
     )
 
@@ -111,5 +128,6 @@ def adaptive_ode(*, rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int
         Partial(no_memory),
         Partial(_adaptive_step, jnp.asarray(rtol, float), jnp.asarray(atol, float), Static(max_evaluations)),
         noise_free=True,
+        order=0,
         needs_sigma="log-SNR has no end where sigma = 0",
     )

@@ -3,6 +3,8 @@
 Where the history is too short, at the start, the order is lower.
 """
 
+import math
+
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
@@ -68,8 +70,9 @@ def deis(*, order: int = 2, published: bool = False) -> Sampler:
     _check_order(order)
     history, step = Partial(no_history, Static(max(order - 1, 1))), Partial(_deis_step, Static(order))
     if published or order < 3:
-        return Sampler(history, step, noise_free=True, needs_alpha=IN_LOG_SNR)
-    return Sampler(history, step, noise_free=True, start=Partial(_deis_start), starts=1, needs_alpha=IN_LOG_SNR)
+        return Sampler(history, step, noise_free=True, order=min(order, 2), needs_alpha=IN_LOG_SNR)
+    start = {"start": Partial(_deis_start), "starts": 1}
+    return Sampler(history, step, noise_free=True, order=3, needs_alpha=IN_LOG_SNR, **start)
 
 
 # ------------------------------------------------------------- pseudo numerical methods
@@ -97,6 +100,20 @@ def _plms_start(denoise, process, x, memory, at):
     return x, x, remember(memory, eps, at.t)
 
 
+def _plms_refuses(z):
+    """Its first step is Heun's in z. On data of unit variance the mean of both eps is off by the least it can be, and x / alpha
+    by that times the step: refused where this is more than the deviation of x / alpha there."""
+    off = 0.25 * (z[0] - z[1]) * (1 / (1 + z[1] ** 2) - 1 / (1 + z[0] ** 2)) / math.sqrt(1 + z[1] ** 2)
+    return "" if off < 1 else _too_far(z[0], z[1])
+
+
+def _too_far(z, to):
+    return (
+        f"its first step, along sigma / alpha from {z:.3g} to {to:.3g}, is too long for a Runge-Kutta method: take the grid "
+        "log_snr, karras or leading, more points, or another sampler"
+    )
+
+
 def plms() -> Sampler:
     """PLMS: x / alpha moves by a mean of the last four eps times the change of sigma / alpha (Liu et al. 2022, eq. 11, 12).
 
@@ -104,8 +121,7 @@ def plms() -> Sampler:
     are not, so the order is 2. The first step is Heun's, the next two have 2 and 3 terms (Rombach et al. 2022, code).
     Evaluations per step: 1, at the first 2.
     """
-    history = Partial(no_history, Static(3))
-    return Sampler(history, Partial(_plms_step), noise_free=True, start=Partial(_plms_start), starts=1, needs_alpha=ON_RATIO)
+    return _pseudo_numerical(Partial(_plms_start), 1, _plms_refuses)
 
 
 def _pndm_start(denoise, process, x, memory, at):
@@ -123,13 +139,24 @@ def _pndm_start(denoise, process, x, memory, at):
     return x, x, remember(memory, first, at.t)
 
 
+def _pndm_refuses(z):
+    """Each of its four stages multiplies the error of the one before by the step over sigma / alpha: refused beyond 16, where
+    data of deviation 0.3 end at twice that from 29."""
+    return next((_too_far(t, s) for t, s in zip(z[:3], z[1:4], strict=False) if t > 16 * s), "")
+
+
 def pndm() -> Sampler:
     """PNDM: `plms` whose first three steps are of the fourth-order Runge-Kutta form (Liu et al. 2022, algorithm 2, eq. 13).
 
     Their middle is that in t; on a table it may lie between two steps. Order 2. Evaluations per step: 1, at the first three 4.
     """
-    history = Partial(no_history, Static(3))
-    return Sampler(history, Partial(_plms_step), noise_free=True, start=Partial(_pndm_start), starts=3, needs_alpha=ON_RATIO)
+    return _pseudo_numerical(Partial(_pndm_start), 3, _pndm_refuses)
+
+
+def _pseudo_numerical(start, starts, refuses):
+    history, step = Partial(no_history, Static(3)), Partial(_plms_step)
+    knobs = {"start": start, "starts": starts, "order": 2, "needs_alpha": ON_RATIO, "refuses": refuses}
+    return Sampler(history, step, noise_free=True, **knobs)
 
 
 ON_RATIO = "it moves along sigma / alpha, which is infinite where alpha = 0"
@@ -191,5 +218,6 @@ def unipc(*, order: int = 2, corrector: bool = True) -> Sampler:
         Partial(_unipc_memory, Static(order)),
         Partial(_unipc_step, Static(order), Static(corrector)),
         noise_free=True,
+        order=min(order + 1, 3) if corrector else min(order, 2),
         needs_alpha=IN_LOG_SNR,
     )

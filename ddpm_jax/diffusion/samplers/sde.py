@@ -1,5 +1,7 @@
 """Samplers of the reverse SDE, equation (6) of `process`; Langevin dynamics."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
@@ -72,14 +74,14 @@ def corrected(predictor: Sampler, *, snr: float, corrector_steps: int = 1, norms
     Song et al. 2021 (score SDE), algorithms 1, 4 and 5, in the order of their code: x + e score + sqrt(2 e) z with
     e = 2 (snr |z| / |score|)^2. norms: "sample", of each on its own; "batch", their mean over the batch as published, so that
     a sample depends on its batch and device. The factor 1 - beta that they give e on tables is left out. Bias: in many
-    dimensions a long correction ends at 1 / (1 - snr^2) of the variance; in few the norms of single samples vary, 1 / |score|^2
+    dimensions a long correction ends at 1 + snr^2 of the variance; in few the norms of single samples vary, 1 / |score|^2
     without bound, and "batch" is the better one. ValueError for other norms. Evaluations per step: corrector_steps more than
     the predictor's.
     """
     if norms not in NORMS:
         raise ValueError(f"norms must be one of {', '.join(NORMS)}, found {norms!r}")
     knobs = Partial(NORMS[norms]), jnp.asarray(snr, float), Static(corrector_steps)
-    return with_steps(predictor, lambda step: Partial(_corrected_step, step, *knobs))
+    return dataclasses.replace(with_steps(predictor, lambda step: Partial(_corrected_step, step, *knobs)), order=0)
 
 
 PREDICTORS = {
@@ -143,5 +145,6 @@ def annealed_langevin(*, langevin_steps: int = 5, rate: float = 0.062) -> Sample
         Partial(_annealed_step, *knobs),
         start=Partial(_annealed_start, *knobs),
         starts=1,
+        order=0,
         needs_alpha="it acts on x / alpha",
     )
