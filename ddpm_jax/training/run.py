@@ -83,7 +83,8 @@ class Run:
     def denoise(self, x: jax.Array, t: jax.Array) -> Prediction:
         """The denoiser of the kernel, unclipped; of a conditional run the unconditional model.
 
-        x: [B, ...] in the model's scale; t: [] or [B].
+        x: [B, ...] in the model's scale; t: [] or [B], in [0, t_max]: step n of a table of T is at t = n / T. Raises ValueError
+        for other times that are known, and UserError for a run that learned no unconditional model.
         """
         if self.config.cond.labels and not self.config.cond.dropout:
             raise UserError(f"The run in {self.workdir} learned no null label, cond.dropout being 0: take denoiser(labels).")
