@@ -28,6 +28,20 @@ def metrics():
     return read
 
 
+@pytest.fixture
+def parts_of(tmp_path_factory):
+    """A function that puts batches of samples, `Sampled`, on the disk as drawing them does."""
+    from ddpm_jax.training.parts import Parts
+
+    def write(*drawn):
+        parts = Parts(tmp_path_factory.mktemp("parts"), "name", "as drawn", len(drawn[0].x), sum(len(part.x) for part in drawn))
+        for number, part in enumerate(drawn):
+            parts.add(number, part)
+        return parts
+
+    return write
+
+
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
     """Compiled programs stay in memory, some gigabytes of them in the end: from 2 GiB on they are dropped after each file."""

@@ -123,11 +123,11 @@ def test_labels_that_say_themselves_are_not_told(config, tmp_path, capsys):
     assert run_directory.read(tmp_path / "run").data == digits.load(split="train").identity
 
 
-def test_rows_of_samples_have_the_names_of_their_classes(tmp_path):
-    drawn = Sampled(np.zeros((4, 8, 8, 1), np.float32), 1, None)
+def test_rows_of_samples_have_the_names_of_their_classes(tmp_path, parts_of):
+    parts = parts_of(Sampled(np.zeros((4, 8, 8, 1), np.float32), 1, None))
     widths = []
     for names in ((), ("dog", "cat")):
-        path, *_ = sampling.write_samples(tmp_path, "x", drawn, {}, (1, 0), names)
+        path, *_ = sampling.write_samples(tmp_path, "x", parts, {}, (1, 0), names)
         with Image.open(path) as picture:
             widths.append(picture.width)
     assert widths[0] + 20 < widths[1]

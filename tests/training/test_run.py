@@ -115,6 +115,8 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
             run.decode(wrong)
     with pytest.raises(UserError, match="The number of samples is the first argument"):
         run.sample(3, num_samples=5)
+    with pytest.raises(UserError, match="save is of the files that --mode=sample writes"):
+        run.sample(3, save="png")
 
 
 def test_every_average_can_be_sampled(point_config, point_source, tmp_path):

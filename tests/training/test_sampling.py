@@ -9,6 +9,7 @@ from PIL import Image
 
 from ddpm_jax import images
 from ddpm_jax.diffusion.sample import Sampled
+from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, parallel, sampling
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.training.step import State
@@ -61,17 +62,9 @@ def test_progress_over_batches_and_inside_them(point_config):
     assert not jax.make_jaxpr(task.sample)(params, task.knobs, np.uint32(0), np.arange(2, dtype=np.int32)).effects
 
 
-def parts_of(folder, *drawn):
-    """These batches on the disk."""
-    parts = Parts(folder, "name", "as it was drawn", len(drawn[0].x), sum(len(part.x) for part in drawn))
-    for number, part in enumerate(drawn):
-        parts.add(number, part)
-    return parts
-
-
-def test_files(tiny_config, tmp_path):
+def test_files(tiny_config, tmp_path, parts_of):
     film = np.linspace(-1.2, 1.2, 5 * 4 * 64).reshape(5, 4, 8, 8, 1)
-    paths = sampling.write_samples(tmp_path, "name", parts_of(tmp_path, Sampled(film[-1], 5, film)), {"seed": 3})
+    paths = sampling.write_samples(tmp_path, "name", parts_of(Sampled(film[-1], 5, film)), {"seed": 3})
     assert [path.name for path in paths] == ["name.png", "name.npz", "name_trajectory.gif", "name_trajectory.png", "name.json"]
     assert json.loads(paths[-1].read_text()) == {"seed": 3, "files": [path.name for path in paths[:-1]]}
     with np.load(paths[1]) as stored:
@@ -98,10 +91,10 @@ def test_files(tiny_config, tmp_path):
     assert "_times_1.0-0.5_" in sampling.sample_name(tiny_config, 1000)
 
 
-def test_files_of_samples_with_labels(tmp_path):
+def test_files_of_samples_with_labels(tmp_path, parts_of):
     """Their labels beside them, and a row of the picture for each label, the short ones filled up."""
     grey = np.linspace(-1, 1, 8)
-    parts = parts_of(tmp_path, Sampled(np.tile(grey[:, None, None, None], (8, 8, 1)), 5))
+    parts = parts_of(Sampled(np.tile(grey[:, None, None, None], (8, 8, 1)), 5))
     paths = sampling.write_samples(tmp_path, "name", parts, {}, (4, 0, 7))
     with np.load(paths[1]) as stored:
         assert stored["arr_1"].tolist() == [4, 0, 7, 4, 0, 7, 4, 0] and stored["arr_1"].dtype == np.int32
@@ -114,19 +107,19 @@ def test_files_of_samples_with_labels(tmp_path):
     assert shown.tolist() == [levels[0::3], levels[1::3], [*levels[2::3], 96]]
 
 
-def test_points_are_scattered(tmp_path):
+def test_points_are_scattered(tmp_path, parts_of):
     points = np.random.default_rng(0).normal(size=(3, 100, 2)).astype(np.float32) / 2
-    paths = sampling.write_samples(tmp_path, "name", parts_of(tmp_path, Sampled(points[-1], 5, points)), {})
+    paths = sampling.write_samples(tmp_path, "name", parts_of(Sampled(points[-1], 5, points)), {})
     with np.load(paths[1]) as stored:
         np.testing.assert_array_equal(stored["arr_0"], points[-1])
     assert Image.open(paths[0]).size == (320, 320)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_file_per_sample(channels, tmp_path):
+def test_a_file_per_sample(channels, tmp_path, parts_of):
     """In batches of which the last is short; the picture shows 256 of them."""
     x = np.random.default_rng(0).uniform(-1, 1, (300, 48, 2, channels)).astype(np.float32)
-    parts = parts_of(tmp_path, *(Sampled(x[i : i + 90], 5) for i in range(0, 300, 90)))
+    parts = parts_of(*(Sampled(x[i : i + 90], 5) for i in range(0, 300, 90)))
     paths = sampling.write_samples(tmp_path, "name", parts, {}, (0, 1), way="png")
     assert [path.name for path in paths] == ["name.png", "name", "name.json"]
     assert sorted(path.name for path in paths[1].iterdir()) == [f"{i:06}.png" for i in range(300)]
@@ -139,6 +132,13 @@ def test_a_file_per_sample(channels, tmp_path):
     sampling.write_samples(tmp_path, "name", parts, {}, way="png")  # again: in place of those that are there
     assert len(list(paths[1].iterdir())) == 300
     np.testing.assert_array_equal(parts.rows(np.array([299, 0, 90])), images.to_uint8(x[[299, 0, 90]]))
+
+
+def test_points_are_no_images(point_config):
+    """Refused before anything is trained or drawn."""
+    point_config.sampler.save = "png"
+    with pytest.raises(UserError, match=r"sampler.save=png is for images, but the data are of shape \[2\]: take npz"):
+        build(point_config, (2,))
 
 
 def test_a_kill_costs_one_batch(point_config, tmp_path, monkeypatch, capsys):
