@@ -61,7 +61,7 @@ def train(
         return init_state(task, optimizer, config.seed, len(config.ema.decays), params)
 
     target = jax.eval_shape(start)
-    run = config, source.image_shape, source.num_classes
+    run = config, source.image_shape, source.num_classes, source.identity
     restored = checkpoints.restore_latest(
         manager, target, agree=partial(run_directory.check_checkpoint, workdir, *run), set_aside=True
     )

@@ -363,7 +363,7 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     def start():
         return init_state(task, optimizer, config.seed, len(config.ema.decays))
 
-    agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes)
+    agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes, data)
     target, step = jax.eval_shape(start), config.sampler.checkpoint
     restored = (
         checkpoints.restore_step(manager, target, step, agree=agree)

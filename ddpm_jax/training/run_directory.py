@@ -14,7 +14,9 @@ names, and beginning it the run of train.init. A config *file*, --config=x.py, i
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -172,14 +174,28 @@ def check_new(workdir: Path) -> None:
         )
 
 
-def identity(config: ConfigDict, image_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+def identity(
+    config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, data: data_identity.Identity | None = None
+) -> dict[str, Any]:
     """What parameters are trained by and for: it goes into the notes of each checkpoint, see `check_checkpoint`.
 
     These are the keys and values themselves, not a digest of them. So an error can name what differs, a key that a later
     version adds gets its default in old checkpoints, as in an old config.json, and a key that it renames is migrated there too.
+    Of what tells which data they are, which may be a list of all files, there are digests.
     """
-    data = {"image_shape": list(image_shape), "num_classes": num_classes}
-    return {"format": FORMAT, "config": configs.fixed(config), **data, "random": IMPLEMENTATION}
+    return {
+        "format": FORMAT,
+        "config": configs.fixed(config),
+        "image_shape": list(image_shape),
+        "num_classes": num_classes,
+        "data": _digests(data or {}),
+        "random": IMPLEMENTATION,
+    }
+
+
+def _digests(data):
+    texts = {key: json.dumps(value, sort_keys=True) for key, value in data.items()}
+    return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}
 
 
 def read_history(workdir: Path) -> histories.History:
@@ -213,7 +229,15 @@ def create(workdir: Path) -> None:
         raise _cannot_be_written(workdir, error) from error
 
 
-def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, ...], num_classes: int, step: int, meta: Any):
+def check_checkpoint(
+    workdir: Path,
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    data: data_identity.Identity,
+    step: int,
+    meta: Any,
+) -> None:
     """Raises UserError, naming what differs, where the checkpoint of `step` is of another run than this config's.
 
     meta: the checkpoint's notes. Those of before have no identity, and are taken as they are.
@@ -225,6 +249,7 @@ def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, 
         there = configs.unflatten(configs.flatten(configs.base()) | {**saved["config"]})
         past = histories.before(configs.flatten(config), read_history(workdir), step)  # what changed since was on purpose
         differing = configs.differences(there, configs.unflatten(past))
+        told, known = {**saved.get("data", {})}, _digests(data)
         shapes, classes = [saved["image_shape"], list(image_shape)], {saved["num_classes"], num_classes}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -238,6 +263,7 @@ def check_checkpoint(workdir: Path, config: ConfigDict, image_shape: tuple[int, 
         )
     differing += [f"image_shape: {shapes[0]!r} -> {shapes[1]!r}"] * (shapes[0] != shapes[1])
     differing += [f"num_classes: {saved['num_classes']!r} -> {num_classes}"] * (len(classes - {0}) > 1)
+    differing += [f"data.{key}: other than there" for key in told if key in known and told[key] != known[key]]
     if saved.get("random", IMPLEMENTATION) != IMPLEMENTATION:
         differing.append(f"random: {saved['random']!r} -> {IMPLEMENTATION!r}")
     if differing:

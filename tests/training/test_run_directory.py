@@ -144,17 +144,20 @@ def test_agreement(tmp_path):
 def test_checkpoints_are_bound_to_every_fixed_key():
     """Each that acts, and the shape and the classes; what may change is free. Notes of before say nothing, and are taken."""
     config = variants.apply(configs.base(), "smoke")
-    identity = json.loads(json.dumps(run_directory.identity(config, (8, 8, 1), 10)))
+    data = {"set": "folder", "files": ["a", "b"]}
+    identity = json.loads(json.dumps(run_directory.identity(config, (8, 8, 1), 10, data)))
     free = {key for key in configs.KEYS if key.startswith(configs.CHANGEABLE)}
     acting = {key for key in configs.KEYS if configs.applies(key, config)}
     assert set(identity["config"]) == acting - free and len(free) > 20 and len(acting - free) > 40
 
-    def check(identity, shape=(8, 8, 1), classes=10):
-        run_directory.check_checkpoint(Path("runs/x"), config, shape, classes, 7, {"identity": identity})
+    def check(identity, shape=(8, 8, 1), classes=10, data=data):
+        run_directory.check_checkpoint(Path("runs/x"), config, shape, classes, data, 7, {"identity": identity})
 
     check(identity)
-    check(identity, classes=0)  # an old config.json
-    run_directory.check_checkpoint(Path("runs/x"), config, (8, 8, 1), 10, 7, {})
+    check(identity, classes=0, data={})  # an old config.json
+    run_directory.check_checkpoint(Path("runs/x"), config, (8, 8, 1), 10, data, 7, {})
+    with pytest.raises(UserError, match="than the run has now: data.files: other than there .in"):
+        check(identity, data=data | {"files": ["a", "c"], "later": 3})
     for key, value in identity["config"].items():
         choices = configs.KEYS[key].accepts or ()
         other = next((choice for choice in choices if isinstance(choice, str) and choice != value), "other")
@@ -305,7 +308,7 @@ def test_whatever_a_run_directory_holds_is_an_error_or_is_taken(tmp_path):
     config = variants.apply(configs.base(), "smoke")
     run_directory.write(tmp_path, config, (8, 8, 1), 10)
     content = json.loads((tmp_path / "config.json").read_text())
-    identity = json.loads(json.dumps(run_directory.identity(config, (8, 8, 1), 10)))
+    identity = json.loads(json.dumps(run_directory.identity(config, (8, 8, 1), 10, {"set": "x"})))
     notes = {"pending": {"loss": [0.5], "level_loss": [[1.0, 0.0]]}, "skipped": 0, "skipped_in_a_row": 0}
     refused = 0
 
@@ -326,7 +329,7 @@ def test_whatever_a_run_directory_holds_is_an_error_or_is_taken(tmp_path):
             attempt(run_directory.read, tmp_path)
             attempt(run_directory.read_history, tmp_path)
         for parts in [odd, *(identity | {name: odd} for name in identity)]:
-            attempt(run_directory.check_checkpoint, tmp_path, config, (8, 8, 1), 10, 4, {"identity": parts})
+            attempt(run_directory.check_checkpoint, tmp_path, config, (8, 8, 1), 10, {"set": "x"}, 4, {"identity": parts})
         for name in notes:
             if (name, odd) not in [("pending", {})]:
                 continued(notes | {name: odd})
