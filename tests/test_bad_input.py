@@ -119,7 +119,7 @@ def fewer_points(patch):
 
 
 def raising(patch, error):
-    def job(*_):
+    def job(*_, **__):
         raise error
 
     patch.setitem(jobs.JOBS, "train", job)
@@ -252,8 +252,8 @@ TABLE = {
         ["labels that a classifier (config.task) is to find", "leave it out"],
     ),
     # checkpoints
-    "of another network": (lambda: edit(network__channels=16), AGAIN, ["params.", "this config makes it", "[16"]),
-    "of other levels": (lambda: edit(network__blocks=2), AGAIN, ["another network or optimizer", "Use the code and config"]),
+    "of another network": (lambda: edit(network__channels=16), AGAIN, ["network.channels: 8 -> 16", "give another --workdir"]),
+    "of other levels": (lambda: edit(network__blocks=2), AGAIN, ["network.blocks: 1 -> 2", "set these back there"]),
     "all damaged": (damage, AGAIN, ["None of the checkpoints in", "(steps 4, 8) can be read", "another --workdir"]),
     "all notes damaged": (lambda: damage("notes"), "--mode=sample --workdir=run", ["None of the checkpoints in"]),
     "of another format": (of_another_code, AGAIN, ["has format 92; this code reads formats up to 2"]),
