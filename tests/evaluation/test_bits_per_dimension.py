@@ -66,7 +66,6 @@ def trained(tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     monkeypatch.setitem(NETWORKS, "toy", Toy)
-    monkeypatch.setitem(NETWORKS, "bad", Bad)
     monkeypatch.setitem(SOURCES, "made_up", made_up)
 
     def train(name):
@@ -264,7 +263,7 @@ def test_the_variance_that_was_learned():
         computed()
 
 
-def test_mistakes(trained):
+def test_mistakes(trained, monkeypatch):
     workdir = trained()
     for words, message in (
         (["eval.bpd=false"], "--mode=eval of what. .*--config.eval.bpd=true"),
@@ -277,12 +276,10 @@ def test_mistakes(trained):
     ):
         with pytest.raises(UserError, match=message):
             evaluate(workdir, *words)
-    content = json.loads((workdir / "config.json").read_text())
-    content["config"]["network.name"] = "bad"
-    (workdir / "config.json").write_text(json.dumps(content))
+    monkeypatch.setitem(NETWORKS, "toy", Bad)
     with pytest.raises(UserError, match="likelihood of example 0 is not finite"):
         evaluate(workdir)
-    content["image_shape"] = [8, 8, 1]
-    (workdir / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"images of \[8, 8, 1\] and the data are now \[4, 4, 1\]"):
+    larger = Source({"image": np.zeros((20, 8, 8, 1), np.uint8), "label": np.zeros(20, np.int32)}, 10)
+    monkeypatch.setitem(SOURCES, "made_up", lambda *, split: larger)  # noqa: ARG005
+    with pytest.raises(UserError, match=r"images of \[4, 4, 1\] and the data are now \[8, 8, 1\]"):
         evaluate(workdir)
