@@ -858,14 +858,14 @@ def test_every_choice_gets_all_that_it_requires(section, table):
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
     "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
-    "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size",
+    "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size", "train.init",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {
     "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "train.steps", "train.steps_per_call",
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
-    "train.max_skips", "train.debug_nans",
+    "train.max_skips", "train.debug_nans", "train.allow_changes",
     *(key for key in configs.KEYS if key.startswith(("sampler.", "guidance.", "inpaint.", "eval."))),
 }  # fmt: skip
 
