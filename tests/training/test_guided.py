@@ -288,7 +288,9 @@ def test_mistakes(run, config, point_source, trained):
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_a_likelihood_is_that_of_the_example_given_its_label(solver, run):
     run.config.eval.update(bpd=True, steps=3, solver="rk4", bound_terms=2)
-    assert bits_per_dimension.conditions_of(run, {})["data"]["given"] == "label"
+    data = [bits_per_dimension.conditions_of(run, identity)["data"] for identity in ({}, {"set": "a"}, {"set": "b"})]
+    assert all(conditions["given"] == "label" for conditions in data)
+    assert len({conditions.get("content") for conditions in data}) == 3  # other data, another file
     run.config.eval.solver = solver
     compute = jax.jit(bits_per_dimension.make_compute(run.task, run.config, (2,)))
     image, places = jnp.ones((2, 2)), jnp.arange(2)
