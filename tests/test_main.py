@@ -95,7 +95,7 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(main_module.platform, "prepare", lambda: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `run` sets it for good
 
-    def call(*words, job=lambda *_: print("trained")):
+    def call(*words, job=lambda *_, **__: print("trained")):
         main_module.FLAGS.unparse_flags()
         for name in ("config", "workdir", "mode", "debug"):
             main_module.FLAGS[name].unparse()
@@ -113,7 +113,7 @@ def call(monkeypatch, capsys):
 
 
 def raising(error):
-    def job(*_):
+    def job(*_, **__):
         raise error
 
     return job
@@ -130,7 +130,7 @@ def test_exit_codes(call):
 
 @pytest.mark.parametrize("mistake", ["--config.optim.zzz=1", "--zzz=1", "--mode=foo", "word", "--config.train.steps=x"])
 def test_a_mistake_comes_before_the_job(call, mistake):
-    def job(*_):
+    def job(*_, **__):
         raise AssertionError("the job was started")
 
     code, out, err = call(SMOKE, mistake, job=job)
