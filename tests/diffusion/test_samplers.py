@@ -258,7 +258,7 @@ def all_grids(points):
 OF_THE_TABLE = [name for name in SAMPLERS if name in WITH_ORDER]  # the others' samples are looked at below
 REFUSED = {"plms", "pndm"}  # on some grids, for their first steps
 GREATEST = {10: 6.0, 20: 4.5, 50: 2.0}  # points: the deviation at the end, of the exact one
-UNSTABLE = {"euler_maruyama": 10}  # explicit in t: so many points are too few where its drift is large, near alpha = 0
+UNSTABLE = {"euler": 10, "euler_maruyama": 10}  # explicit in t: so few points are too few on ve, and near alpha = 0
 
 
 @pytest.mark.parametrize("points, name", gated(product([10], OF_THE_TABLE), product((20, 50), OF_THE_TABLE)))
@@ -630,6 +630,11 @@ def test_refusals():
     with pytest.raises(ValueError, match="variance must be one of small, large, learned, learned_range, found 'tiny'"):
         ancestral(variance="tiny")
     process, data, keys = PROCESSES["linear"](), gaussian(), sample_keys(0, jnp.arange(2))
+    for name, points in (("plms", 20), ("pndm", 50)):
+        for made in (PROCESSES["cosine"](), PROCESSES["rectified_flow"]()):
+            with pytest.raises(ValueError, match="its first step, along sigma / alpha from .* is too long"):
+                check(SAMPLERS[name](), made, GRIDS["uniform"](made, steps=points), "denoise")
+            check(SAMPLERS[name](), made, GRIDS["log_snr"](made, steps=points), "denoise")
     with pytest.raises(ValueError, match="second output"):
         times = GRIDS["uniform"](process, steps=3)
         sample(ancestral(variance="learned_range"), oracle.denoiser(data, process), process, times, keys, (2,))
