@@ -340,7 +340,7 @@ INPAINT_KEYS = {
     "inpaint.method": ("replacement", {}),
     "inpaint.resamplings": (3, {}),
     "inpaint.zeta": (0.5, {"inpaint.method": "dps"}),
-    "inpaint.iterations": (2, {"inpaint.method": "tmpd"}),
+    "inpaint.iterations": (2, {"inpaint.method": "mmps"}),
 }
 INPAINT_FILES = {"inpaint.images": "a.png", "inpaint.mask": "b.png"}  # see tests/training/test_inpainting.py
 

@@ -244,11 +244,34 @@ def conjugate_gradients(matrix: Callable, b: jax.Array, iterations: int) -> jax.
     return jax.lax.scan(body, (jnp.zeros_like(b), b, b, _dot(b, b)), length=iterations)[0][0]
 
 
-# C of `moment_matched`: (v -> C v, products with the network's Jacobian in it) of sigma^2 / alpha, alpha, sigma, v -> J^T v.
+def _solved(covariance, products):
+    """By conjugate gradients, for C v = covariance(v, ratio, alpha, sigma, back), so many products with J in each."""
+
+    def solve(residual, operator, transpose, back, ratio, alpha, sigma, noise, iterations):
+        def matrix(u):
+            return operator(covariance(transpose(u), ratio, alpha, sigma, back)) + noise**2 * u
+
+        solution = jax.lax.custom_linear_solve(
+            matrix, residual, lambda matrix, b: conjugate_gradients(matrix, b, iterations), symmetric=True
+        )
+        return solution, products * iterations
+
+    return solve
+
+
+def _divided(residual, operator, transpose, back, ratio, alpha, sigma, noise, iterations):  # noqa: ARG001
+    """By the row sums of A C A^T + s^2 I in place of the matrix; 0 where one is not positive, as that of a network may be."""
+    sums = ratio * operator(back(transpose(jnp.ones_like(residual)))) + noise**2
+    return jnp.where(sums > 0, residual / jnp.where(sums > 0, sums, 1.0), 0.0), 1
+
+
+# Of `moment_matched`: (A C A^T + s^2 I)^-1 of the residual, and the products with the network's Jacobian J that it took, of the
+# residual, A, A^T, v -> J^T v, sigma^2 / alpha, alpha, sigma, s and the iterations.
 COVARIANCES: dict[str, Callable] = {
-    "jacobian": lambda ratio, alpha, sigma, back: (lambda v: ratio * back(v), 1),  # noqa: ARG005
-    "isotropic": lambda ratio, alpha, sigma, back: (lambda v: sigma**2 / (alpha**2 + sigma**2) * v, 0),  # noqa: ARG005
-    "none": lambda ratio, alpha, sigma, back: (lambda v: 0.0 * v, 0),  # noqa: ARG005
+    "jacobian": _solved(lambda v, ratio, alpha, sigma, back: ratio * back(v), 1),  # noqa: ARG005
+    "row_sums": _divided,
+    "isotropic": _solved(lambda v, ratio, alpha, sigma, back: sigma**2 / (alpha**2 + sigma**2) * v, 0),  # noqa: ARG005
+    "none": _solved(lambda v, ratio, alpha, sigma, back: 0.0 * v, 0),  # noqa: ARG005
 }
 
 
@@ -266,8 +289,10 @@ def moment_matched(
     log N(y; A x0_hat, A C A^T + s^2 I) for constant C.
 
     covariance: what stands for that of p(x0 | x_t).
-    "jacobian": C = sigma^2 / alpha J, which is right for the true denoiser (TMPD, Boys et al. 2023; by conjugate gradients as
-    in Rozet et al. 2024). Where p(x0) is Gaussian, x0 and eps become E[x0 | x_t, y] and E[eps | x_t, y], exactly.
+    "jacobian": C = sigma^2 / alpha J, which is right for the true denoiser, by conjugate gradients (MMPS, Rozet et al. 2024).
+    Where p(x0) is Gaussian, x0 and eps become E[x0 | x_t, y] and E[eps | x_t, y], exactly.
+    "row_sums": the same C, and A C A^T by its row sums on the diagonal (TMPD, Boys et al. 2023, section 3 and code). Exact
+    where what is measured is independent, one from another.
     "isotropic": C = sigma^2 / (alpha^2 + sigma^2) I, that of x0 ~ N(0, I) (PiGDM, Song et al. 2023, whose DDIM step weighs
     the same shift in another way).
     "none": C = 0, the score form of DPS (Chung et al. 2023, eq. 16); it needs s > 0, and is too sure of y: with s = 1 the other
@@ -276,7 +301,7 @@ def moment_matched(
     iterations: of conjugate gradients in each call; as many as y has numbers are exact but for rounding. J^T stands for J,
     which is symmetric for the true denoiser. Where alpha = 0, J says nothing of C, and nothing is shifted. ValueError for
     another covariance, for "none" without noise and for a measurement of another shape than A x0. Evaluations: 2 of the
-    denoiser's, "jacobian" as many more as there are iterations.
+    denoiser's, "jacobian" as many more as there are iterations, "row_sums" 1 more.
     """
     if covariance not in COVARIANCES:
         raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}, found {covariance!r}")
@@ -289,19 +314,13 @@ def moment_matched(
         alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
         silent = alpha == 0
         ratio = jnp.where(silent, 0.0, sigma**2 / jnp.where(silent, 1.0, alpha))
-        apply, products = COVARIANCES[covariance](ratio, alpha, sigma, back)
-
-        def matrix(u):
-            return operator(apply(transpose(u))) + noise**2 * u
-
-        solution = jax.lax.custom_linear_solve(
-            matrix, residual, lambda matrix, b: conjugate_gradients(matrix, b, iterations), symmetric=True
-        )
+        solve = COVARIANCES[covariance]
+        solution, products = solve(residual, operator, transpose, back, ratio, alpha, sigma, noise, iterations)
         shift = jnp.where(silent, 0.0, back(transpose(solution)))
         return prediction._replace(
             x0=x0 + ratio * shift,
             eps=prediction.eps - sigma * shift,
-            evaluations=prediction.evaluations * (2 + products * iterations),
+            evaluations=prediction.evaluations * (2 + products),
         )
 
     return guided
@@ -329,7 +348,12 @@ def _by_pigdm(sampler, denoise, process, image, known):
     return sampler, moment_matched(denoise, process, mask(known), measurement, covariance="isotropic", iterations=1)
 
 
-def _by_tmpd(sampler, denoise, process, image, known, *, iterations):
+def _by_tmpd(sampler, denoise, process, image, known):
+    measurement = jnp.where(known, image, 0.0)
+    return sampler, moment_matched(denoise, process, mask(known), measurement, covariance="row_sums")
+
+
+def _by_mmps(sampler, denoise, process, image, known, *, iterations):
     measurement = jnp.where(known, image, 0.0)
     return sampler, moment_matched(denoise, process, mask(known), measurement, iterations=iterations)
 
@@ -340,4 +364,5 @@ INPAINTING: dict[str, Callable] = {
     "dps": _by_dps,
     "pigdm": _by_pigdm,
     "tmpd": _by_tmpd,
+    "mmps": _by_mmps,
 }

@@ -24,7 +24,7 @@ METHODS = {
     "repaint": {"resamplings": 10},
     "dps": {"zeta": 1.0},
     "pigdm": {},
-    "tmpd": {"iterations": 3},
+    "mmps": {"iterations": 3},
 }
 PER_CLASS = 10
 HERE = Path(__file__).parent

@@ -108,6 +108,23 @@ def test_moment_matched_guidance_is_exact_on_a_gaussian(process_name, name, x64)
     assert found.evaluations == 102
 
 
+def test_row_sums_are_those_of_the_matrix(x64):  # noqa: ARG001
+    """By hand on a Gaussian, where J = alpha S (alpha^2 S + sigma^2 I)^-1; with independent pixels it is the exact answer."""
+    process, t, noise = PROCESSES["vp"](), jnp.asarray(0.4), 0.2
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    x, y, kept = np.array([[0.3, -0.5, 0.9]]), np.array([[0.7, 0.0, -0.4]]), np.array([1.0, 0.0, 1.0])
+    for covariance in (world(3)[1], np.diag([0.3, 0.2, 0.5])):
+        denoise = oracle.denoiser(oracle.gaussian(np.zeros(3), covariance), process)
+        jacobian = alpha * covariance @ np.linalg.inv(alpha**2 * covariance + sigma**2 * np.eye(3))
+        sums = sigma**2 / alpha * (np.diag(kept) @ jacobian @ np.diag(kept)).sum(1) + noise**2
+        shift = jacobian @ (kept * (y - x @ jacobian)[0] / sums)
+        guide = partial(inverse.moment_matched, denoise, process, inverse.mask(kept == 1), jnp.asarray(y), noise=noise)
+        found = guide(covariance="row_sums")(jnp.asarray(x), t)
+        chex.assert_trees_all_close(found.x0, x @ jacobian + sigma**2 / alpha * shift, rtol=1e-9)
+        assert found.evaluations == 3
+    chex.assert_trees_all_close(found.x0, guide(iterations=9)(jnp.asarray(x), t).x0, rtol=1e-9)
+
+
 MATRIX = np.array([[0.6, -0.3, 1.0]])
 
 
@@ -271,8 +288,10 @@ def test_the_score_form_of_dps_is_its_recursion_and_its_bias(x64):  # noqa: ARG0
 
 # ------------------------------------------------------- in the loop
 
-SETTINGS = {"replacement": {}, "repaint": {"resamplings": 3}, "dps": {"zeta": 0.5}, "pigdm": {}, "tmpd": {"iterations": 4}}
-EVALUATIONS = {"replacement": 9 + 1, "repaint": 9 * 3 + 1, "dps": 9 * 2 + 1, "pigdm": 10 * 2, "tmpd": 10 * (2 + 4)}
+SETTINGS = {"replacement": {}, "repaint": {"resamplings": 3}, "dps": {"zeta": 0.5}, "pigdm": {}, "tmpd": {}}
+SETTINGS["mmps"] = {"iterations": 4}
+EVALUATIONS = {"replacement": 9 + 1, "repaint": 9 * 3 + 1, "dps": 9 * 2 + 1, "pigdm": 10 * 2, "tmpd": 10 * 3}
+EVALUATIONS["mmps"] = 10 * (2 + 4)
 
 
 @pytest.mark.parametrize("name", inverse.INPAINTING)
@@ -335,7 +354,7 @@ def test_refusals():
     for sampler in (annealed_langevin(), adaptive_ode()):
         with pytest.raises(ValueError, match="this sampler evaluates in a loop"):
             run(inverse.dps(sampler, inverse.mask(image), image))
-    with pytest.raises(ValueError, match="covariance must be one of jacobian, isotropic, none, found 'exact'"):
+    with pytest.raises(ValueError, match="covariance must be one of jacobian, row_sums, isotropic, none, found 'exact'"):
         inverse.moment_matched(denoise, process, inverse.mask(image), image, covariance="exact")
     with pytest.raises(ValueError, match="measurement's noise, which must be greater than 0, found 0.0"):
         inverse.moment_matched(denoise, process, inverse.mask(image), image, covariance="none")

@@ -95,16 +95,16 @@ def test_the_command_writes_before_mask_and_after(workdir, capsys):
 def test_in_python(workdir):
     """All methods; the same as by the command; known pixels bit for bit, here and with any clipping."""
     run = ddpm_jax.load(workdir)
-    for method, clip in {"replacement": "none", "dps": "keep_eps", "pigdm": "rederive", "tmpd": "rederive"}.items():
+    for method, clip in {"replacement": "none", "dps": "keep_eps", "pigdm": "rederive", "mmps": "rederive"}.items():
         drawn = run.inpaint(PICTURES, MASK, method=method, name="ddim", steps=4, clip=clip)
         np.testing.assert_array_equal(drawn[:, MASK], np.asarray(images.to_model(PICTURES))[:, MASK])
         assert drawn.shape == (3, *SHAPE) and np.isfinite(drawn).all() and (drawn[0] != drawn[1])[~MASK].mean() > 0.5
     for mask in (MASK.astype(np.uint8), np.where(MASK, np.uint8(200), np.uint8(100))):
         np.testing.assert_array_equal(inpainting.given(PICTURES, mask, SHAPE).known[..., 0], MASK)
     programs = len(run.compiled)
-    again = run.inpaint(images.to_model(PICTURES), MASK[..., None], count=4, method="tmpd", name="ddim", steps=4, eta=1)
+    again = run.inpaint(images.to_model(PICTURES), MASK[..., None], count=4, method="mmps", name="ddim", steps=4, eta=1)
     assert len(again) == 4 and len(run.compiled) == programs + 1
-    again = run.inpaint(PICTURES, ~MASK, method="tmpd", name="ddim", steps=4, seed=2)
+    again = run.inpaint(PICTURES, ~MASK, method="mmps", name="ddim", steps=4, seed=2)
     assert len(run.compiled) == programs + 1 and (again[:, ~MASK] == images.to_model(PICTURES)[:, ~MASK]).all()
 
 
@@ -177,7 +177,7 @@ def test_what_does_not_go_together(workdir):
         run.inpaint(PICTURES, MASK, method="dps", name="annealed_langevin")
     with pytest.raises(UserError, match="sampler.last=stop would leave noise on the known pixels"):
         run.inpaint(PICTURES, MASK, last="stop")
-    with pytest.raises(UserError, match="inpaint.method takes one of replacement, repaint, dps, pigdm, tmpd, found 'paint'"):
+    with pytest.raises(UserError, match="inpaint.method takes one of replacement, .*, tmpd, mmps, found 'paint'"):
         run.inpaint(PICTURES, MASK, method="paint")
     with pytest.raises(UserError, match="must be uint8, or floats from -1 to 1, found int64 from 2 to 255"):
         run.inpaint(np.int64(PICTURES), MASK)
