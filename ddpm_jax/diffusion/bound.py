@@ -37,18 +37,26 @@ def bits(nats: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return nats / (math.prod(shape) * math.log(2))
 
 
-def bins(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+def bins(x0: jax.Array, mean: jax.Array, log_variance: jax.Array, *, published: bool = False) -> jax.Array:
     """The Gaussian's mass on the bin of x0, of the 256 around k/127.5 - 1, the end bins open (Ho et al. 2020, eq. 13).
 
-    Phi(b) - Phi(a), taken in the lower tail and in logarithms: log Phi(b) + log(1 - Phi(a) / Phi(b)). Phi is exact; Ho et al.'s
-    code, and guided-diffusion's, have (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 for it, and 1e-12 for what is less.
+    Phi(b) - Phi(a), taken in the lower tail and in logarithms: log Phi(b) + log(1 - Phi(a) / Phi(b)), with the exact Phi.
+    published: as in the code of Ho et al. and guided-diffusion, which have (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 for
+    Phi, and 1e-12 for a mass that is less.
     """
     scale, half, far = jnp.exp(-0.5 * log_variance), 1 / 255, 1e10  # far: in deviations, and finite for the slopes' sake
+    if published:
+        below, above = (_phi((x0 + shift - mean) * scale) for shift in (-half, half))
+        return jnp.log(jnp.maximum(jnp.where(x0 > 0.999, 1.0, above) - jnp.where(x0 < -0.999, 0.0, below), 1e-12))
     below = jnp.where(x0 < -0.999, -far, (x0 - half - mean) * scale)
     above = jnp.where(x0 > 0.999, far, (x0 + half - mean) * scale)
     upper = below + above > 0
     log_low, log_high = log_ndtr(jnp.where(upper, -above, below)), log_ndtr(jnp.where(upper, -below, above))
     return log_high + jax.nn.log1mexp(log_high - log_low)
+
+
+def _phi(x):
+    return 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def density(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
