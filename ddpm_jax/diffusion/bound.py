@@ -24,7 +24,7 @@ from ddpm_jax.diffusion.predictions import Prediction
 from ddpm_jax.diffusion.process import Process, check_times, expand, one_minus_snr_ratio
 
 # Positive at every pair. At the first step of the chain both fixed ones are the clipped small one, as in Ho et al.'s code.
-VARIANCES: dict[str, Callable] = {
+BOUND_VARIANCES: dict[str, Callable] = {
     "small": clipped_small_variance,
     "large": clipped_large_variance,
     "learned": learned_variance,
@@ -76,7 +76,7 @@ def bound_term(
     """KL(q(x_s | x_t, x_0) || N(E[x_s | x_t, x0_hat], v)); where sigma_s = 0, -log p(x_0 | x_t) of the decoder N(x0_hat, v).
 
     x0 and the prediction at (x_t, t): [B, ...]; t, s: [] or [B], s < t, of either kind. variance(process, t, s, raw) -> v, one
-    of `VARIANCES`. Returns [B]. With u the variance of q and r = 1 - SNR_t / SNR_s the KL is the sum over elements of
+    of `BOUND_VARIANCES`. Returns [B]. With u the variance of q and r = 1 - SNR_t / SNR_s the KL is the sum over elements of
 
         1/2 [u / v - 1 - log(u / v) + (alpha_s r (x_0 - x0_hat))^2 / v]
     """

@@ -258,7 +258,7 @@ def variational_bound(
     """The bound of the chain that goes down `times` [N] from t_max to data, one noise per term (Ho et al. 2020, eq. 5).
 
     denoise: with x0 clipped, `transforms.clipped`, where the data lie in [-1, 1], as published. x0: [B, ...]. keys: [B]; the
-    noise of transition i is addressed by (key, i), that of the decoder by (key, N - 1). variance: of `bound.VARIANCES`.
+    noise of transition i is addressed by (key, i), that of the decoder by (key, N - 1). variance: of `bound.BOUND_VARIANCES`.
 
     terms: 0 sums all N - 1 transitions. K of them: one in each of K equal parts of the chain, drawn for each example from
     (key, N), stands for its part, so that the expectation is the whole sum.

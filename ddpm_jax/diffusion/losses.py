@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.bound import VARIANCES, bins, bits, bound_term
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES, bins, bits, bound_term
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, PredictionType, split_output
 from ddpm_jax.diffusion.process import Process, add_noise, derivative, reaches_data
@@ -172,7 +172,7 @@ def _bound(x, output, raw, variance, process, prediction, x0, t, decoder):
     """The bound's term of the pair (t, t - 1/T), in bits per dimension; x0_hat is not clipped. [B]."""
     s = (jnp.rint(t * process.num_steps) - 1) / process.num_steps
     guess = Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)
-    return bits(bound_term(process, x0, guess, t, s, VARIANCES[variance], decoder), x0.shape[1:])
+    return bits(bound_term(process, x0, guess, t, s, BOUND_VARIANCES[variance], decoder), x0.shape[1:])
 
 
 def denoising(*, weighting: Weighting) -> Loss:

@@ -16,7 +16,7 @@ from ddpm_jax.construct import arguments, construct
 from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.data.identity import Identity, digest
 from ddpm_jax.diffusion import likelihood
-from ddpm_jax.diffusion.bound import VARIANCES, bins, density
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES, bins, density
 from ddpm_jax.diffusion.keys import key_of
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.process import reaches_data
@@ -223,7 +223,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
     Those of a conditional run are of the image given its label.
     """
     c, process, pixels = config.eval, task.process, len(shape) == 3
-    variance, ode = VARIANCES[variance_of(config)], make_ode(task, config, shape)
+    variance, ode = BOUND_VARIANCES[variance_of(config)], make_ode(task, config, shape)
     times = likelihood.chain_times(process, steps=c.bound_steps)
     to_data = reaches_data(process)
     width = -(-(c.bound_terms or len(times) - 1) // PARTS)

@@ -11,7 +11,7 @@ from scipy import integrate
 from scipy.stats import norm
 
 from ddpm_jax.diffusion import oracle
-from ddpm_jax.diffusion.bound import VARIANCES, bins, bits, bound_term, density, last_term
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES, bins, bits, bound_term, density, last_term
 from ddpm_jax.diffusion.grids import log_snr
 from ddpm_jax.diffusion.posterior import clipped_small_variance, large_variance, small_variance
 from ddpm_jax.diffusion.predictions import Prediction
@@ -94,7 +94,7 @@ def test_the_kl_against_quadrature(name, x64):  # noqa: ARG001
         "learned_range": np.exp(share * large + (1 - share) * small),
     }
     prediction = Prediction(guess, guess, raw=raw)
-    for kind, variance in VARIANCES.items():
+    for kind, variance in BOUND_VARIANCES.items():
         found = compiled(process, x0, prediction, t, s, variance)
         each = [[kl(means[0][i, j], 1 / precision[i], means[1][i, j], expected[kind][i, j]) for j in (0, 1)] for i in (0, 1)]
         chex.assert_trees_all_close(found, np.sum(each, 1), rtol=1e-6)
@@ -106,8 +106,8 @@ def test_the_term_of_the_true_point_is_0(name):
     process = PROCESSES[name]()
     x0 = jnp.array([[0.3, -0.8], [0.1, 1.0]])
     t, s = process.t_max * jnp.array([0.05, 1.0]), process.t_max * jnp.array([0.04, 0.999])
-    assert (compiled(process, x0, Prediction(x0, x0), t, s, VARIANCES["small"]) == 0).all()
-    assert (compiled(process, x0, Prediction(x0 + 0.1, x0), t, s, VARIANCES["small"]) > 0).all()
+    assert (compiled(process, x0, Prediction(x0, x0), t, s, BOUND_VARIANCES["small"]) == 0).all()
+    assert (compiled(process, x0, Prediction(x0 + 0.1, x0), t, s, BOUND_VARIANCES["small"]) > 0).all()
 
 
 def test_the_first_step_of_a_table_is_the_decoder():
@@ -128,7 +128,7 @@ def test_the_first_step_of_a_table_is_the_decoder():
     clipped = clipped_small_variance(process, t[0], s[0])
     learned = large_variance(process, t[0], s[0]) ** 0.7 * clipped**0.3
     for kind in ("large", "learned_range"):
-        variance = VARIANCES[kind]
+        variance = BOUND_VARIANCES[kind]
         terms, slopes = of(variance, guess, raw)
         v = learned if kind == "learned_range" else clipped
         chex.assert_trees_all_close(terms[0], -bins(x0[0], guess[0], jnp.log(v)).sum(), rtol=1e-4)
@@ -162,7 +162,7 @@ def test_the_bound_reaches_the_density_at_the_rate_1_over_t(x64):  # noqa: ARG00
 
     def terms(t, s):
         x = add_noise(process, x0, eps, t)
-        return bound_term(process, x0, denoise(x, t), t, s, VARIANCES["small"], density).mean()
+        return bound_term(process, x0, denoise(x, t), t, s, BOUND_VARIANCES["small"], density).mean()
 
     @partial(jax.jit, static_argnums=0)
     def bound(steps):

@@ -10,7 +10,7 @@ import pytest
 from sklearn.mixture import GaussianMixture
 
 from ddpm_jax.diffusion import oracle
-from ddpm_jax.diffusion.bound import VARIANCES, density
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES, density
 from ddpm_jax.diffusion.likelihood import (
     PROBES,
     chain_times,
@@ -181,7 +181,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="at least 2, the two ends, found 1"):
         rk4(steps=1)
     times = chain_times(process, steps=0)
-    bound = partial(variational_bound, denoise, process, x, keys, variance=VARIANCES["small"])
+    bound = partial(variational_bound, denoise, process, x, keys, variance=BOUND_VARIANCES["small"])
     with pytest.raises(ValueError, match="times must decrease from t_max = 1"):
         bound(times[::-1])
     with pytest.raises(ValueError, match="times must end where sigma > 0, found 0"):
@@ -220,7 +220,7 @@ def test_the_bound_of_the_optimal_denoiser_reaches_the_density(x64):  # noqa: AR
 
     @jax.jit
     def gap(times):
-        found = variational_bound(denoise, process, x, keys, times, variance=VARIANCES["small"], decoder=density)
+        found = variational_bound(denoise, process, x, keys, times, variance=BOUND_VARIANCES["small"], decoder=density)
         gaps = found.prior + found.terms.sum(0) + found.decoder + exact
         return gaps.mean(), gaps.std() / len(x) ** 0.5
 
@@ -250,7 +250,7 @@ def chain():
 
     @partial(jax.jit, static_argnames="terms")
     def bound(x, keys, terms=0):
-        given = {"variance": VARIANCES["large"], "terms": terms, "to_data": True, "decoder": density}
+        given = {"variance": BOUND_VARIANCES["large"], "terms": terms, "to_data": True, "decoder": density}
         return variational_bound(clipped(denoise, process), process, x, keys, times, **given)
 
     return process, x, keys, times, bound

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.construct import construct
-from ddpm_jax.diffusion.bound import VARIANCES, bits, bound_term, density
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES, bits, bound_term, density
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, check_chain, denoising_loss, edm, min_snr, p2, sigmoid
 from ddpm_jax.diffusion.oracle import denoiser, gaussian
 from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction
@@ -192,7 +192,7 @@ def test_bound_losses_are_made_of_the_bounds_terms():
     prediction = ALL["x0"]
     for variance in ("learned", "learned_range"):
         guess = Prediction(output, output, raw=raw)
-        terms = bits(bound_term(process, x0, guess, t, t - 1 / steps, VARIANCES[variance]), (4,))
+        terms = bits(bound_term(process, x0, guess, t, t - 1 / steps, BOUND_VARIANCES[variance]), (4,))
         error = jnp.square(output - x0).mean((1, 2, 3)) * jnp.minimum(jnp.exp(process.log_snr(t)), 5)
         hybrid = LOSSES["hybrid"](weighting=min_snr(), variance=variance)
         vlb = LOSSES["vlb"](variance=variance)
@@ -200,10 +200,10 @@ def test_bound_losses_are_made_of_the_bounds_terms():
         found = hybrid.of(network, process, prediction, x0, eps, t), vlb.of(network, process, prediction, x0, eps, t)
         chex.assert_trees_all_close(found, (error + 0.02 * terms, 20 * terms), rtol=1e-4)
     fixed = LOSSES["vlb"](variance="large")
-    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, VARIANCES["large"]), (4,))
+    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, BOUND_VARIANCES["large"]), (4,))
     assert fixed.learns == ""
     chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t), 20 * terms, rtol=1e-4)
-    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, VARIANCES["large"], density), (4,))
+    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, BOUND_VARIANCES["large"], density), (4,))
     chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t, density), 20 * terms, rtol=1e-4)
 
 

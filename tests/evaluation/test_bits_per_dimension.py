@@ -14,7 +14,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import lines, main, variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
-from ddpm_jax.diffusion.bound import VARIANCES
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES
 from ddpm_jax.diffusion.likelihood import (
     chain_times,
     dequantise,
@@ -126,7 +126,7 @@ def test_images(trained, capsys):
 
     times = chain_times(process, steps=0)
     denoise, x0 = clipped(loaded.denoise, process), to_model(levels)
-    bound = partial(variational_bound, denoise, process, variance=VARIANCES["large"], to_data=True)
+    bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["large"], to_data=True)
     found = jax.jit(bound)(x0, third, times)
     nats = found.prior + found.terms.sum(0) + found.decoder
     bound = summary["bound"]
@@ -159,7 +159,7 @@ def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG00
     noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
     process, denoise = task.process, clipped(task.denoiser(params), task.process)
     times = chain_times(process, steps=9)
-    bound = partial(variational_bound, denoise, process, variance=VARIANCES["large"], to_data=False)
+    bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["large"], to_data=False)
     by_hand = jax.jit(bound)(to_model(levels), noise, times)
     np.testing.assert_allclose(found["bound"], by_hand.prior + by_hand.terms.sum(0) + by_hand.decoder, rtol=1e-4)
     assert by_hand.evaluations == found["bound_evaluations"][0] == transitions == len(times) - (not reaches_data(process))
