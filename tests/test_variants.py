@@ -1,10 +1,13 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ddpm_jax import command, variants
 from ddpm_jax import config as configs
+from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -53,6 +56,18 @@ def test_what_they_edit():
     assert (ddpm["sampler.name"], ddpm["sampler.steps"], ddpm["sampler.variance"]) == ("ancestral", 200, "large")
     smoke = flat("smoke")
     assert smoke["train.checkpoint_every"] < smoke["train.steps"] <= 10 and smoke["network.channels"] <= 8
+
+
+def test_each_samples_as_its_paper_does():
+    """x0 is clipped by DDPM's code, improved diffusion's and that of progressive distillation, by the others not; the steps of
+    flow and v are equal, down to the data. EDM's Adam has its epsilon in the unit of a sum of 3072 squared errors."""
+    processes = [name for name, entry in variants.VARIANTS.items() if entry.group == "process"]
+    unclipped = {name for name in processes if flat(name)["sampler.clip"] == "none"}
+    assert unclipped == {"vp", "subvp", "ve", "edm", "flow", "ncsn"}
+    assert flat("flow")["sampler.grid"] == flat("v")["sampler.grid"] == "trailing"
+    times = GRIDS["trailing"](PROCESSES["rectified_flow"](), steps=5)
+    np.testing.assert_allclose(times, [1, 0.8, 0.6, 0.4, 0.2], atol=1e-3)  # and the denoising at 0.2 is Euler's step to 0
+    assert command.load(f"{CONFIGS[0].parent / 'cifar10'}.py:edm").optim.eps == 1e-8 / 3072
 
 
 def test_smoke_is_applied_last_whatever_the_order():
