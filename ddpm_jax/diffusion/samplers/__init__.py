@@ -2,7 +2,8 @@
 
 A sampler is (init, step). step(denoise, process, x, memory, at) -> (x, mean, memory), where `mean` leaves out the last
 noise of the step and `at` says where it stands. It knows of no scan, key or network; `sample` owns these. A new sampler is a
-step, a constructor and a row of `SAMPLERS`; `oracle` says how to see whether it is right.
+step, a constructor that states its order, and a row of `SAMPLERS`; `oracle` says how to see whether it is right, and
+tests/diffusion/test_samplers.py looks at every row.
 """
 
 from collections.abc import Callable
