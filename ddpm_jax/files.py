@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import stat
 import time
 import zipfile
@@ -78,6 +79,13 @@ def open_to_append(path: str | Path) -> BinaryIO:
 Opens = Callable[[str | Path], contextlib.AbstractContextManager[BinaryIO]]  # a file of bytes to write, as `whole` gives it
 
 
+class Together(NamedTuple):
+    """Writes what appears together: `opens` is like `whole`; folder(path) makes an empty folder to fill."""
+
+    opens: Opens
+    folder: Callable[[Path], Path]
+
+
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[BinaryIO]:
     """A file of bytes to write; it takes the place of `path` at the end, or vanishes with an error. Raises OSError.
@@ -85,31 +93,41 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
     The content is on the disk before the name is, so that no power cut leaves an empty file under it. Each writer has a
     temporary name of its own, so that of two the last one wins.
     """
-    with together() as open_one, open_one(path) as file:
+    with together() as at_once, at_once.opens(path) as file:
         yield file
 
 
 @contextlib.contextmanager
-def together() -> Iterator[Opens]:
-    """A function like `whole`: its files take their places at the end of this context, in turn, or all vanish with an error."""
-    written: list[tuple[Path, str | Path]] = []
+def together() -> Iterator[Together]:
+    """What is written takes its place at the end of this context, in turn, or all of it vanishes with an error."""
+    written: list[tuple[Path, Path]] = []
+
+    def begun(path):
+        written.append((Path(path).with_name(f".{secrets.token_hex(8)}.tmp"), Path(path)))
+        return written[-1][0]
+
+    def fresh(path):
+        temporary = begun(path)
+        temporary.mkdir()
+        return temporary
 
     @contextlib.contextmanager
     def open_one(path):
-        temporary = Path(path).with_name(f".{secrets.token_hex(8)}.tmp")
-        written.append((temporary, path))
+        temporary = begun(path)
         with os.fdopen(_open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, follow=False), "wb+") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
 
     try:
-        yield open_one
+        yield Together(open_one, fresh)
         for temporary, path in written:
+            if temporary.is_dir() and path.exists():
+                shutil.rmtree(path)
             os.replace(temporary, path)
     finally:
         for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
 
 
 def clear_left_over(folders: Iterable[Path]) -> None:
@@ -117,7 +135,14 @@ def clear_left_over(folders: Iterable[Path]) -> None:
     for path in (path for folder in folders for path in folder.glob(".*.tmp")):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > LEFT_OVER_AFTER:
-                path.unlink()
+                _remove(path)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str, opens: Opens = whole) -> None:

@@ -164,8 +164,9 @@ def test_two_writers_of_a_file(tmp_path):
 
 def test_what_killed_processes_left_is_cleared(tmp_path):
     """Not what another process, one that samples beside the training, is writing."""
-    for name, age in {".0123456789abcdef.tmp": 4000, ".fedcba9876543210.tmp": 10, "mine.tmp": 4000}.items():
-        (tmp_path / name).write_text("half")
+    ages = {".0123456789abcdef.tmp": 4000, ".89abcdef01234567.tmp": 4000, ".fedcba9876543210.tmp": 10, "mine.tmp": 4000}
+    for name, age in ages.items():
+        (tmp_path / name).mkdir() if name.startswith(".8") else (tmp_path / name).write_text("half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     with run_directory.held(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {".fedcba9876543210.tmp", "mine.tmp", "lock"}
@@ -181,12 +182,18 @@ def parts(tmp_path):
     return parts
 
 
-def test_a_full_disk_leaves_all_files_of_the_samples_or_none(parts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way, count", [("npz", 5), ("png", 4)])
+def test_a_full_disk_leaves_all_files_of_the_samples_or_none(way, count, parts, tmp_path, monkeypatch):
     """Whichever of them it strikes; old ones of that name stay."""
     folder = tmp_path / "samples"
-    old = {path: path.read_bytes() for path in sampling.write_samples(folder, "old", parts, {})}
+
+    def contents():
+        return {path: path.is_dir() or path.read_bytes() for path in folder.rglob("*")}
+
+    sampling.write_samples(folder, "old", parts, {}, way=way)
+    old = contents()
     for name in ("old", "new"):
-        for place in range(len(old)):
+        for place in range(count):
             left = [place]
 
             def fsync(_, left=left):
@@ -196,8 +203,8 @@ def test_a_full_disk_leaves_all_files_of_the_samples_or_none(parts, tmp_path, mo
 
             monkeypatch.setattr(files.os, "fsync", fsync)
             with pytest.raises(OSError, match="No space left"):
-                sampling.write_samples(folder, name, parts, {"seed": 1})
-            assert {path: path.read_bytes() for path in folder.iterdir()} == old
+                sampling.write_samples(folder, name, parts, {"seed": 1}, way=way)
+            assert contents() == old
 
 
 def test_samples_of_which_a_file_is_gone_are_not_complete(parts, tmp_path):
@@ -216,6 +223,15 @@ def test_samples_of_which_a_file_is_gone_are_not_complete(parts, tmp_path):
     assert sampling.read_facts(folder, "name") == facts
     (folder / "name.npz").unlink()
     assert sampling.read_facts(folder, "name") == {}
+
+
+def test_a_folder_of_samples_of_which_one_is_gone_is_not_complete(parts, tmp_path):
+    facts = {"sampler": {"num_samples": 4}}
+    paths = sampling.write_samples(tmp_path, "name", parts, facts, way="png")
+    assert sampling.read_facts(tmp_path, "name") == facts
+    (paths[1] / "000002.png").unlink()
+    assert sampling.read_facts(tmp_path, "name") == {}
+    assert {"num_samples", "save"} <= set(sampling.how(configs.base())["sampler"])
 
 
 def test_other_files_than_arrays(tmp_path):

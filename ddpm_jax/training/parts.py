@@ -82,12 +82,12 @@ class Parts:
         return arrays.get(name)
 
 
-def write_npz(path: Path, parts: Parts, labels: tuple[int, ...], opens: files.Opens) -> Path:
+def write_npz(path: Path, parts: Parts, labels: tuple[int, ...], together: files.Together) -> Path:
     """PATH.npz, as guided-diffusion's evaluator reads it: `arr_0`, the samples; `arr_1`, int32 [N], their labels, if any."""
     path = path.with_name(f"{path.name}.npz")
     first = parts.rows(np.arange(1))
     head = {"descr": first.dtype.str, "fortran_order": False, "shape": (parts.count, *first.shape[1:])}
-    with opens(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with together.opens(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, head)
             for x in parts:
@@ -98,19 +98,15 @@ def write_npz(path: Path, parts: Parts, labels: tuple[int, ...], opens: files.Op
     return path
 
 
-def write_pngs(path: Path, parts: Parts, labels: tuple[int, ...], opens: files.Opens) -> Path:  # noqa: ARG001 - as every way
+def write_pngs(path: Path, parts: Parts, labels: tuple[int, ...], together: files.Together) -> Path:  # noqa: ARG001 - as all
     """PATH, a folder of 000000.png and so on, one file per sample, as clean-fid and torch-fidelity read it."""
     from PIL import Image
 
-    shutil.rmtree(parts.folder / "png", ignore_errors=True)
-    fresh = files.folder(parts.folder, "png")
+    fresh = together.folder(path)
     for i, image in enumerate(itertools.chain.from_iterable(parts)):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(fresh / f"{i:06}.png")
     os.sync()
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(fresh, path)
     return path
 
 
-WAYS: dict[str, Callable[[Path, Parts, tuple[int, ...], files.Opens], Path]] = {"npz": write_npz, "png": write_pngs}
+WAYS: dict[str, Callable[[Path, Parts, tuple[int, ...], files.Together], Path]] = {"npz": write_npz, "png": write_pngs}

@@ -136,12 +136,12 @@ def write_samples(
         points = parts.rows(np.arange(1)).ndim == 2
         shown = parts.rows(np.arange(parts.count if points else min(parts.count, plots.PICTURED)))
         picture = plots.picture(shown if points else np.asarray(images.to_model(shown)), kinds=len(labels), names=names)
-    with files.together() as opens:
-        paths = [folder / f"{name}.png", WAYS[way](folder / name, parts, labels, opens)]
-        plots.save_png(paths[0], picture, opens)
+    with files.together() as together:
+        paths = [folder / f"{name}.png", WAYS[way](folder / name, parts, labels, together)]
+        plots.save_png(paths[0], picture, together.opens)
         if (film := parts.frames) is not None:
-            paths += write_film(folder, f"{name}_trajectory", film, opens)
-        files.write_json(folder / f"{name}.json", facts | {"files": [path.name for path in paths]}, opens)
+            paths += write_film(folder, f"{name}_trajectory", film, together.opens)
+        files.write_json(folder / f"{name}.json", facts | {"files": [path.name for path in paths]}, together.opens)
     return [*paths, folder / f"{name}.json"]
 
 
@@ -177,9 +177,14 @@ def read_facts(folder: Path, name: str) -> dict[str, Any]:
     try:
         facts = {**files.read_json(folder / f"{name}.json")}
         needed = facts.pop("files", [f"{name}.png", f"{name}.npz"])  # of before it is not told
-        return facts if all((folder / file).exists() for file in needed) else {}
-    except (files.Unreadable, TypeError):
+        return facts if all(_is_there(folder / file, facts) for file in needed) else {}
+    except (files.Unreadable, TypeError, AttributeError):
         return {}
+
+
+def _is_there(path, facts):
+    """Whether a file is, or a folder with as many files as there are samples."""
+    return len(list(path.iterdir())) == facts.get("sampler", {}).get("num_samples") if path.is_dir() else path.exists()
 
 
 def write_film(folder: Path, name: str, film: np.ndarray, opens: files.Opens = files.whole) -> list[Path]:
