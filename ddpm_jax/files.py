@@ -221,10 +221,9 @@ def _head(archive, info) -> Head:
     """Of an array, whose declared shape must be that of the bytes that follow."""
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if read is None:
+        if version != (1, 0):  # the others have heads of up to 4 GiB, and NumPy reads all of one before it looks at it
             raise ValueError(f"{info.filename} has format {version}")
-        shape, _, dtype = read(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         head = Head(dtype, shape)
         if dtype.hasobject or min(shape, default=0) < 0 or member.tell() + _size(head) != info.file_size:
             raise ValueError(f"{info.filename} declares {dtype} {list(shape)}, which is not what it holds")

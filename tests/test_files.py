@@ -272,5 +272,9 @@ def test_other_files_than_arrays(tmp_path):
     np.savez_compressed(path, samples=np.zeros((2**18, 16, 16, 1), np.uint8))  # 64 MiB in some 64 KiB
     tracemalloc.start()
     refused("another shape")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("samples.npy", b"\x93NUMPY\x02\x00" + (2**25).to_bytes(4, "little") + b" " * 2**25)
+    tracemalloc.reset_peak()
+    refused("format .2, 0.")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
