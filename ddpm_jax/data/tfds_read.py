@@ -39,7 +39,10 @@ def find_prepared(folder: Path) -> tuple[Path, str] | None:
     for info_file in folder.glob("*/dataset_info.json"):
         version = info_file.parent
         # TFDS writes into `incomplete.*` and renames at the end. Sets older than TFDS 4 have no features.json.
-        if not re.fullmatch(r"\d+\.\d+\.\d+", version.name) or not (version / "features.json").exists():
+        if not re.fullmatch(r"\d+\.\d+\.\d+", version.name):
+            continue
+        tfds_trust.check_files(version)  # of all: TFDS opens them too where it prepares the set
+        if not (version / "features.json").exists():
             continue
         info = tfds_trust.read_json(info_file)
         others = info.get("alternativeFileFormats", [])

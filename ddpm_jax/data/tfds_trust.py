@@ -37,9 +37,7 @@ def check(folder: Path) -> None:
     It holds regular files (and folders, which TFDS does not look into) alone; the classes in its JSON files are of FEATURES;
     and no name in them leads to a path elsewhere.
     """
-    for path in sorted(folder.iterdir()):
-        if not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISDIR(mode)):
-            raise UserError(f"{str(path)!r} is a link or a device, and a prepared set holds files alone. Put a file there.")
+    check_files(folder)
     info = read_json(folder / "dataset_info.json")
     features = {"features.json": read_json(folder / "features.json"), "dataset_info.json": info.get("features", {})}
     for file, content in features.items():
@@ -58,6 +56,13 @@ def check(folder: Path) -> None:
             template = key in ("filepathTemplate", "filepath_template") and value and not TEMPLATE.fullmatch(str(value))
             if template or (key == "name" and "/" in str(value)):
                 raise _refused(folder / "dataset_info.json", f"as {key}", value, "It leads out of the folder")
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError where the folder of a set's version holds a link, a pipe, a device or a socket."""
+    for path in sorted(folder.iterdir()):
+        if not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{str(path)!r} is a link or a device, and a prepared set holds files alone. Put a file there.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -106,6 +106,15 @@ def test_only_files_are_opened(folder, name, kind):
         load(folder)
 
 
+def test_a_version_that_is_not_finished_is_not_opened_either(folder):
+    """TFDS would, for it prepares a set that it knows where none is finished, and reads what is there."""
+    (folder / "features.json").unlink()
+    (folder / "dataset_info.json").unlink()
+    os.mkfifo(folder / "dataset_info.json")
+    with pytest.raises(UserError, match="dataset_info.json' is a link or a device"):
+        load(folder)
+
+
 def test_what_is_no_object_or_nested_deeply_is_told(folder):
     for file in ("features.json", "dataset_info.json"):
         before = (folder / file).read_text()
