@@ -104,6 +104,8 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     folder, name = files.folder(workdir, "samples"), sampling.sample_name(config, step)
     drawn_as = sampling.identity(config, params, knobs, step, devices)
     parts = Parts(folder, name, drawn_as, sampling.batch_size(c, devices), c.num_samples)
+    for other in sorted({*folder.glob("*.parts")} - {parts.folder}):
+        say(f"{other} holds samples of a command that still runs or was stopped: start it again to go on, or remove the folder")
     done = parts.done()
     there = f"; {min(done * parts.batch, parts.count)} of them are there from before" if done else ""
     say(f"sampling {c.num_samples} with {how}{there}")

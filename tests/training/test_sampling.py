@@ -179,4 +179,7 @@ def test_a_kill_costs_one_batch(point_config, tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(broken, whole)
     assert draw(tmp_path / "other", kill_before=1) == [0]
     state = state._replace(ema=(jax.tree.map(lambda x: x + 0.1, params),))
+    assert "was stopped" not in capsys.readouterr().out
+    (left := tmp_path / "other" / "samples" / "left.parts").mkdir()
     assert draw(tmp_path / "other") == [0, 1, 2]
+    assert f"{left} holds samples of a command that still runs or was stopped: start" in capsys.readouterr().out
