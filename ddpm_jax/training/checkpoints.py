@@ -17,6 +17,7 @@ from absl import logging
 from ddpm_jax import files
 from ddpm_jax.errors import UserError, first_line, remedy, tell_machine
 from ddpm_jax.terminal import say
+from ddpm_jax.training import stores
 
 FORMAT = 2
 SUMS = "SHA256SUMS"  # in each checkpoint: of its files, as `sha256sum -c SHA256SUMS` reads them
@@ -268,6 +269,7 @@ def _check_heads(folder, wanted):
     A few bytes can declare, or unpack to, more than any memory holds. They are read in chunks, whose shapes are declared too.
     """
     try:
+        stores.check(folder / "state")
         heads = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
         declared = {name: (heads[name].dtype, heads[name].shape) for name in wanted}
         chunks = {name: heads[name].storage.chunk_shape for name in wanted}

@@ -11,7 +11,7 @@ import pytest
 import tensorstore
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import checkpoints
+from ddpm_jax.training import checkpoints, stores
 from ddpm_jax.training.step import State
 
 
@@ -255,10 +255,14 @@ def test_a_strangers_checkpoint_runs_no_code_and_leads_nowhere(tmp_path, monkeyp
     assert not (tmp_path / "pickled").exists() and not (tmp_path / "outside").exists()
 
 
+def store_of(folder):
+    place = {"driver": "file", "path": f"{folder / 'state'}/"}
+    return tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
+
+
 def declare(folder, key, **changes):
     """Changes what is declared of an array, with checksums that are right."""
-    place = {"driver": "file", "path": f"{folder / 'state'}/"}
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
+    store = store_of(folder)
     head = json.loads(store.read(f"{key}/.zarray").result().value)
     store.write(f"{key}/.zarray", json.dumps(head | changes).encode()).result()
     (folder / checkpoints.SUMS).write_text(checkpoints._sums(folder))
@@ -281,6 +285,32 @@ def test_a_checkpoint_that_declares_more_than_any_memory_holds(changes, words, t
     declare(tmp_path / "checkpoints" / "8", "params.params.Dense_0.kernel", **changes)
     with pytest.raises(UserError, match=words):
         checkpoints.restore_latest(checkpoints.open_manager(tmp_path / "checkpoints", read_only=True), state(0))
+
+
+def test_a_database_that_tensorstore_would_die_of(tmp_path, capsys):
+    """JSON that it would parse by recursion until the stack ends, SIGSEGV; a node of some KB that it would unpack to GBs."""
+    saved(tmp_path / "checkpoints", steps=(8,)).close()
+    folder = tmp_path / "checkpoints" / "8"
+    good = [size for path in (folder / "state").rglob("*") if path.is_file() for size in stores.unpacked(path.read_bytes())]
+    assert len(good) >= 3 and set(good) == {2**17}  # of one block each
+
+    def refused(words):
+        (folder / checkpoints.SUMS).write_text(checkpoints._sums(folder))
+        with pytest.raises(UserError, match="None of the checkpoints"):
+            checkpoints.restore_latest(checkpoints.open_manager(tmp_path / "checkpoints", read_only=True), state(0))
+        assert words in capsys.readouterr().out
+
+    before = store_of(folder).read("params.params.Dense_0.kernel/.zarray").result().value
+    for head in (b"[" * 50_000, b'{"a":' * 1_000 + b"1" + b"}" * 1_000, before + b" " * 2**16):
+        store_of(folder).write("params.params.Dense_0.kernel/.zarray", head).result()
+        refused("nested more than 64 deep" if len(head) < 2**16 else "an array is declared in 65")
+    store_of(folder).write("params.params.Dense_0.kernel/.zarray", before).result()
+    blocks = (2**17 << 3 | 2).to_bytes(3, "little") + b"\0"  # of zeros
+    for compression, packed in ((b"\0\1", b"\x28\xb5\x2f\xfd\x00\x38" + blocks * 5000), (b"\x80\0\1", b"\x50\x2a\x4d\x18")):
+        content = compression + packed
+        node = b"\x0c\xdb\x20\xde" + (12 + len(content)).to_bytes(8, "little") + content
+        (folder / "state" / "d" / "node").write_bytes(b"before" + node)
+        refused("d/node unpacks to more than" if len(packed) > 9 else "in another way than zstd's")
 
 
 def test_pipes_and_nested_files_in_a_checkpoint(tmp_path):
