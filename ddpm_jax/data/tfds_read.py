@@ -24,6 +24,7 @@ from ddpm_jax.data.source import Source, Streamed, decoders, num_decoders
 from ddpm_jax.errors import UserError, tell_machine
 
 CACHE = "ddpm_jax_cache"  # the folder beside those of the versions
+CLASSES_LIMIT = 2**17  # of a set: each gets a name, and a few bytes can declare any number of them
 _CHUNK = 1024  # records decoded per call
 
 
@@ -73,6 +74,8 @@ def read(name: str, split: str, folder: Path, form: str, memory_limit_mb: int) -
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
         raise UserError(f"{name} is no set of images: it needs a feature 'image' of uint8 pixels, and has {told}.")
     labelled = isinstance(label, tfds.features.ClassLabel) and bool(label.num_classes)
+    if labelled and label.num_classes > CLASSES_LIMIT:
+        raise UserError(f"{name} has {label.num_classes} classes, more than {CLASSES_LIMIT}: choose another data_dir.")
     num_examples, num_classes = part.num_examples, label.num_classes if labelled else 1
 
     def identity(gather):

@@ -115,6 +115,15 @@ def test_a_version_that_is_not_finished_is_not_opened_either(folder):
         load(folder)
 
 
+def test_more_classes_than_any_set_has(folder):
+    """Whose names would fill up the memory."""
+    content = (folder / "features.json").read_text()
+    (folder / "features.json").write_text(content.replace('"numClasses": "2"', '"numClasses": "100000000000"'))
+    (folder / "label.labels.txt").unlink()
+    with pytest.raises(UserError, match="tiny has 100000000000 classes, more than 131072: choose another data_dir"):
+        load(folder)
+
+
 def test_what_is_no_object_or_nested_deeply_is_told(folder):
     for file in ("features.json", "dataset_info.json"):
         before = (folder / file).read_text()
