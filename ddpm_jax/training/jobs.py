@@ -51,7 +51,7 @@ def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> No
             changed = run_directory.changes_of(workdir, config, notes) if step else {}
             for key, (before, after) in changed.items():
                 say(f"changed on purpose from step {step} on: {key}: {before!r} -> {after!r}")
-            past = histories.check(notes.get("history", []))
+            past = notes.get("history", [])
             trains = step < config.train.steps or changed
             history = histories.extended(past, step, variants, changed, origin) if trains else past
             run_directory.write(workdir, config, source.image_shape, source.num_classes, source.identity, history)

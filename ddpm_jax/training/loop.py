@@ -17,6 +17,7 @@ from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.errors import Diverged, UserError, first_line
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
+from ddpm_jax.training import history as histories
 from ddpm_jax.training import metrics as metrics_of
 from ddpm_jax.training.debug import first_nonfinite
 from ddpm_jax.training.feed import open_feed
@@ -72,7 +73,7 @@ def train(
         step, state, meta = restored
         try:
             pending, skips = metrics_of.restored(meta)
-            examples = meta["num_examples"]
+            examples, _ = meta["num_examples"], histories.check(meta.get("history", []))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"The notes of the checkpoint of step {step} in {workdir} are not those of a training ({first_line(error)}): "

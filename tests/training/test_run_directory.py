@@ -202,6 +202,16 @@ def test_a_run_directory_whose_config_was_changed_or_is_gone(point_config, tmp_p
     assert ddpm_jax.load(tmp_path).state.step == 1
 
 
+@pytest.mark.parametrize("history", [3, [3], [{"step": "1"}], [{"step": 1, "changed": {"seed": 3}}]])
+def test_notes_with_a_history_that_is_none(history, point_config, tmp_path, monkeypatch):
+    """Found before the run goes on from them."""
+    notes = {"pending": {}, "skipped": 0, "skipped_in_a_row": 0, "num_examples": 48, "history": history}
+    monkeypatch.setattr(loop.checkpoints, "restore_latest", lambda *_, **__: (1, None, notes))
+    point_config.data.update(name="toy2d", num_examples=48)
+    with pytest.raises(UserError, match="notes of the checkpoint of step 1 in .* are not those of a training"):
+        jobs.train(point_config, tmp_path)
+
+
 STRANGE = {
     "image_shape": [
         ("abc", "cannot be read"), ([8, 8, -1], "cannot be read"), ([8, 8, 1.0], "cannot be read"), ([], "cannot be read"),
