@@ -15,14 +15,17 @@ from ddpm_jax import files
 
 NODE_LIMIT = 2**29  # bytes of an unpacked node; orbax writes nodes of at most 10^8
 HEAD_LIMIT = 2**16  # of the JSON that declares an array
-HEADS = (".zarray", "zarr.json")
+HEADS = (".zarray", "zarr.json")  # of an array, in the two forms of zarr
 
 _MAGIC = re.compile(rb"\x0c\xdb(?:\x3a\x2a|\x20\xde|\x12\x34)", re.DOTALL)  # of a manifest, a node, a node of versions
 _ZSTD, _BLOCK = b"\x28\xb5\x2f\xfd", 2**17  # a frame of zstd, and what a block of it holds at most (RFC 8878)
 
 
 def check(folder: Path) -> None:
-    """Raises ValueError for a store that unpacks to too much or declares arrays in another way than orbax does; OSError."""
+    """Raises ValueError for a store that unpacks to too much or declares arrays in another way than orbax does.
+
+    Raises OSError, KeyError and TypeError too, where its files are damaged.
+    """
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.stat().st_size:
             with files.open_existing(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -31,12 +34,14 @@ def check(folder: Path) -> None:
     base = {"driver": "file", "path": f"{folder.absolute()}/"}
     is_database = (folder / "manifest.ocdbt").exists()
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base} if is_database else base).result()
-    for key in store.list().result():
-        if key.decode("utf-8", "replace").rpartition("/")[2] in HEADS:
-            head = store.read(key).result().value
-            if len(head) > HEAD_LIMIT:
-                raise ValueError(f"an array is declared in {len(head)} bytes")
-            files.parse_json(head.decode())
+    leaves = files.read_json(folder / "_METADATA")["tree_metadata"].values()  # not a list of the keys: it may have no end
+    names = [".".join(part["key"] for part in leaf["key_metadata"]) for leaf in leaves]
+    for head in [store.read(f"{name}/{form}") for name in names for form in HEADS]:
+        content = head.result().value
+        if len(content) > HEAD_LIMIT:
+            raise ValueError(f"an array is declared in {len(content)} bytes")
+        if content:  # empty where it has the other form
+            files.parse_json(content.decode())
 
 
 def unpacked(content: mmap.mmap | bytes) -> Iterator[int]:
