@@ -28,6 +28,7 @@ from ddpm_jax.errors import UserError, first_line, tell_machine
 TEXT_LIMIT = 2**30  # bytes of a text file that is read
 JSON_LIMIT = 2**24  # of a JSON file
 NESTING_LIMIT = 64  # lists and objects of JSON inside of each other
+HEAD_LIMIT = 1000  # letters of an array's head in an .npz: Python's parser takes a long one for a lack of memory
 ARRAYS_LIMIT = 2**31  # bytes of the arrays read from an .npz, decompressed
 LEFT_OVER_AFTER = 3600.0  # seconds since the last write, from which on a temporary file is one of a process that was killed
 
@@ -223,7 +224,7 @@ def _head(archive, info) -> Head:
         version = np.lib.format.read_magic(member)
         if version != (1, 0):  # the others have heads of up to 4 GiB, and NumPy reads all of one before it looks at it
             raise ValueError(f"{info.filename} has format {version}")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=HEAD_LIMIT)
         head = Head(dtype, shape)
         if dtype.hasobject or min(shape, default=0) < 0 or member.tell() + _size(head) != info.file_size:
             raise ValueError(f"{info.filename} declares {dtype} {list(shape)}, which is not what it holds")

@@ -269,6 +269,10 @@ def test_other_files_than_arrays(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("samples.npy", head + bytes(2560))
         refused("which is not what it holds")
+    head = ("-" * 9000 + "1").ljust(9077).encode() + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("samples.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    refused("Header info length .9078. is large")
     np.savez_compressed(path, samples=np.zeros((2**18, 16, 16, 1), np.uint8))  # 64 MiB in some 64 KiB
     tracemalloc.start()
     refused("another shape")
