@@ -27,6 +27,7 @@ OPENS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir"
 ARRAYS = {"np.load", "np.save", "np.savez", "np.savez_compressed", "np.memmap", "np.fromfile", "json.load", "json.dump"}
 OTHERS = {
     "platform.py": {"Path(folder).mkdir"},  # of the compilation cache
+    "training/stores.py": {"tensorstore.KvStore.open"},  # of a folder in which there are files alone
     "training/parts.py": {"np.savez", "archive.open"},  # these and the following: of a file that `files` has opened
     "data/folder.py": {"Image.open"},
     "data/cifar.py": {"lzma.open"},
@@ -232,6 +233,17 @@ def test_a_folder_of_samples_of_which_one_is_gone_is_not_complete(parts, tmp_pat
     (paths[1] / "000002.png").unlink()
     assert sampling.read_facts(tmp_path, "name") == {}
     assert {"num_samples", "save"} <= set(sampling.how(configs.base())["sampler"])
+
+
+def test_a_part_of_a_stranger_is_not_read_before_its_identity(parts):
+    """Not what is beside it, nor itself where it is no identity."""
+    (path,) = parts.folder.iterdir()
+    large = np.zeros(2**26, np.uint8)
+    for arrays in ({"identity": "another", "evaluations": large}, {"identity": large}):
+        np.savez_compressed(path, **arrays)
+        tracemalloc.start()
+        assert parts.done() == 0 and tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
 
 
 def test_other_files_than_arrays(tmp_path):

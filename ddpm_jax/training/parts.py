@@ -12,6 +12,8 @@ import numpy as np
 from ddpm_jax import files, images, plots
 from ddpm_jax.diffusion.sample import Sampled
 
+IDENTITY_LIMIT = 2**12  # bytes of an identity
+
 
 class Parts:
     """The batches of some samples, in the folder NAME.parts. Images are uint8, points float32.
@@ -76,10 +78,10 @@ class Parts:
     def _read(self, number, name):
         """An array of a part, or None. Raises files.Unreadable for a part that is missing, damaged or of another identity."""
         path = self._path(number)
-        arrays = files.read_npz(path, lambda heads: [key for key in ("identity", name) if key in heads or key == "identity"])
-        if str(arrays["identity"]) != self.identity:
+        found = files.read_npz(path, lambda _: ["identity"], limit=IDENTITY_LIMIT)["identity"]
+        if str(found) != self.identity:
             raise files.Unreadable(path, "it is of samples that were drawn in another way")
-        return arrays.get(name)
+        return files.read_npz(path, lambda heads: {name} & {*heads}).get(name)
 
 
 def write_npz(path: Path, parts: Parts, labels: tuple[int, ...], together: files.Together) -> Path:
