@@ -203,7 +203,7 @@ KEYS: dict[str, Key] = {
     "sampler.labels": Key((), "with cond.labels: of the samples, in turn; (): every class", LABEL, words=True),
     "sampler.num_samples": Key(64, "images", to(1_000_000)),
     "sampler.batch_size": Key(64, "images sampled at once, at most", to(100_000)),
-    "sampler.save": Key("npz", "the samples as one .npz, as guided-diffusion's evaluator reads it, or a folder of PNGs", WAYS),
+    "sampler.save": Key("npz", "as one .npz, as guided-diffusion's evaluator reads it, or as a folder of PNGs", tuple(WAYS)),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", to(1000, 0)),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
     "guidance.scale": Key(1.0, "w of eps_u + w (eps_c - eps_u), eps_u with the null label; 1: the conditional model", FINITE),
@@ -586,7 +586,8 @@ def kind(key: str) -> str:
     """The type and accepted values of a key, in words."""
     entry, accepts = KEYS[key], KEYS[key].accepts
     if entry.type is tuple:
-        example = " or words, as 1,2 or cat,dog" if entry.words else ", as 1,2 or (1,2)"
+        numbers = {int: "1,2", float: "0.9,0.5"}[entry.element]
+        example = f" or words, as {numbers} or cat,dog" if entry.words else f", as {numbers} or ({numbers})"
         words = f"a tuple of {entry.element.__name__}s{example}"
         return words + (f", each {accepts[1]}" if accepts else "")
     auto = [AUTO] if entry.default == AUTO else []

@@ -13,8 +13,8 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from ddpm_jax import command, variants
 from ddpm_jax import config as configs
-from ddpm_jax import variants
 from ddpm_jax.construct import AUTO, arguments, construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.grids import GRIDS
@@ -719,6 +719,28 @@ def test_ends_of_the_ranges():
     for key, value in BEYOND.items():
         with pytest.raises(UserError):
             configs.check_value(key, value)
+
+
+@pytest.mark.parametrize("key", [key for key, entry in configs.KEYS.items() if entry.type is tuple])
+def test_an_example_of_a_tuple_is_accepted(key):
+    for example in re.search(r", as (.*?)(, each|$)", configs.kind(key))[1].split(" or "):
+        config = configs.base()
+        command.apply_override(config, key, example)
+        assert len(configs.value_of(key, config)) == 2
+
+
+def test_a_grid_of_another_length_names_what_makes_its_length():
+    with pytest.raises(UserError) as caught:
+        configs.validate(smoke({"sampler.grid": "explicit", "sampler.times": (1.0, 0.5)}))
+    assert str(caught.value) == (
+        "These settings do not go together: config.sampler.grid=explicit, config.sampler.steps=5, "
+        "config.sampler.times=(1.0, 0.5). The reason: the explicit grid has 2 times: set config.sampler.steps=2."
+    )
+
+
+def test_how_samples_are_saved_takes_no_keys():
+    """The functions that save share the name of a parameter with a key, which they do not take."""
+    assert configs.chooser("sampler.labels") == ""
 
 
 def test_an_average_that_there_is_not():

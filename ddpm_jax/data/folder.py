@@ -160,7 +160,7 @@ def _label(root: Path, names: list[str]) -> tuple[np.ndarray, list[str]]:
     if len(classes) > 1 and not classes[0]:
         stray = [name for name in names if "/" not in name]
         raise UserError(
-            f"{root} holds {len(stray)} images ({_listed(stray)}) beside sub-folders with images ({_listed(classes[1:])}), "
+            f"{root} holds images ({len(stray)}: {_listed(stray)}) beside sub-folders with images ({_listed(classes[1:])}), "
             "which are classes. Move these images away, or into a sub-folder of their own, which then is a class too."
         )
     numbers = {folder: i for i, folder in enumerate(classes)}

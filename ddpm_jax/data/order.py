@@ -14,8 +14,8 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     if not 1 <= batch_size <= num_examples:
         raise UserError(
-            f"config.train.batch_size is {batch_size}, and the data hold {num_examples} examples: a batch has at least one of "
-            "them and at most all. Set another --config.train.batch_size, or give more data."
+            f"config.train.batch_size is {batch_size}, and the data hold {num_examples} examples. Set "
+            f"--config.train.batch_size to a number from 1 to {num_examples}, or give more data."
         )
     return num_examples // batch_size
 

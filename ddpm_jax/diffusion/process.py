@@ -113,6 +113,9 @@ def check_times(process: Process, **times: jax.Array) -> None:
     """ValueError where a concrete time lies outside [0, t_max], or s after t. Named, so that the error can say which."""
     if not concrete(process.t_max, times):
         return
+    for name, t in times.items():
+        if np.asarray(t).dtype.kind in "OSU":  # NumPy would read "0.5" as a number
+            raise ValueError(f"{name} must be a number or an array of them, found {t!r}")
     t_max = float(process.t_max)
     known = {name: np.asarray(t, jax.dtypes.canonicalize_dtype(float)) for name, t in times.items()}
     for name, t in known.items():

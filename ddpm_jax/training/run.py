@@ -188,9 +188,12 @@ class Run:
         if others := settings.keys() - {*OF_THE_ODE, "ema"}:
             raise UserError(f"log_likelihood takes {', '.join(OF_THE_ODE)} and ema, found {', '.join(sorted(others))}.")
         rows = np.asarray(images)
-        checked(rows, self.image_shape, "The images")
         if len(self.image_shape) == 3 and rows.dtype != np.uint8:
-            raise UserError(f"The likelihood is that of pixels, uint8, found {rows.dtype}: give images.to_uint8(...) of them.")
+            raise UserError(
+                f"The likelihood is that of pixels, uint8, found {rows.dtype}: give ddpm_jax.images.to_uint8(...) of images in "
+                "[-1, 1]."
+            )
+        checked(rows, self.image_shape, "The images")
         if labels is None and self.config.cond.labels:
             raise UserError("The likelihood of a conditional run is that given the labels: give the images', labels=[...].")
         if labels is not None:
@@ -325,7 +328,7 @@ def initial(config: ConfigDict, task: Task) -> tuple[Any, dict[str, Any]]:
     """
     other, path = load(config.train.init), jax.tree_util.keystr
     wanted, found = (
-        {path(place, simple=True, separator="."): (*leaf.shape, leaf.dtype) for place, leaf in leaves}
+        {path(place, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
         for leaves in map(jax.tree_util.tree_leaves_with_path, (jax.eval_shape(task.init, key_of(0)), other.params))
     )
     if wanted != found:

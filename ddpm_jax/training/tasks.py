@@ -135,10 +135,13 @@ def kernel(config) -> Kernel:
         jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
     with _about("loss.name", "loss.variance", "sampler.name", "sampler.variance", "sampler.steps", "process.steps"):
         _check_variance(config, process, loss)
-    with _about("process.name", "process.steps", "sampler.name", "sampler.grid", "sampler.steps", "sampler.last"):
+    with _about("sampler.name"):
         sampler = construct(SAMPLERS, config.sampler)
+    with _about("process.name", "process.steps", "sampler.grid", "sampler.steps"):
         grid = construct(GRIDS, config.sampler, process, choice="grid")
+    with _about("process.name", "process.steps", "sampler.name", "sampler.grid", "sampler.steps", "sampler.last"):
         check(sampler, process, grid, config.sampler.last)
+    with _about("sampler.grid", "sampler.steps", "sampler.times", "sampler.sections"):
         if len(grid) != config.sampler.steps:
             raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
     return Kernel(process, prediction, loss, times, sampler, grid)

@@ -84,7 +84,7 @@ def test_images_beside_sub_folders_are_refused(tree):
     for i in range(7):
         save(root / f"stray{i}.png", noise(0, 8, 8, 3))
     told = error(root)
-    assert "7 images (stray0.png, stray1.png" in told and "stray4.png, ...)" in told and "stray5" not in told
+    assert "images (7: stray0.png, stray1.png" in told and "stray4.png, ...)" in told and "stray5" not in told
     assert "(cat, dog, z)" in told and "into a sub-folder of their own" in told
     shutil.rmtree(root / "z")
     assert "(cat, dog)" in error(root, **STREAM)

@@ -77,6 +77,8 @@ def test_denoisers(name):
         DENOISERS[name](X, jnp.array([500, 500]))
     with pytest.raises(ValueError, match="found -0.5(\n|$)"):
         DENOISERS[name](X, -0.5)
+    with pytest.raises(ValueError, match="t must be a number or an array of them, found '0.5'"):
+        DENOISERS[name](X, "0.5")
     assert jax.eval_shape(DENOISERS[name], X, 500.0).x0.shape == X.shape
     if name == "network":
         DENOISERS[name](X, jnp.array([1, 1]))
