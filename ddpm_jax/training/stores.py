@@ -32,11 +32,13 @@ def check(folder: Path) -> None:
                 if max(unpacked(content), default=0) > NODE_LIMIT:
                     raise ValueError(f"{path.relative_to(folder)} unpacks to more than {NODE_LIMIT} bytes")
     base = {"driver": "file", "path": f"{folder.absolute()}/"}
-    is_database = (folder / "manifest.ocdbt").exists()
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base} if is_database else base).result()
+    places = [base]  # the arrays lie in files or in the database: orbax asks _METADATA, which may say either
+    if (folder / "manifest.ocdbt").exists():
+        places.append({"driver": "ocdbt", "base": base})
     leaves = files.read_json(folder / "_METADATA")["tree_metadata"].values()  # not a list of the keys: it may have no end
     names = [".".join(part["key"] for part in leaf["key_metadata"]) for leaf in leaves]
-    for head in [store.read(f"{name}/{form}") for name in names for form in HEADS]:
+    stores = [tensorstore.KvStore.open(place).result() for place in places]
+    for head in [store.read(f"{name}/{form}") for store in stores for name in names for form in HEADS]:
         content = head.result().value
         if len(content) > HEAD_LIMIT:
             raise ValueError(f"an array is declared in {len(content)} bytes")

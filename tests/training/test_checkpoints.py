@@ -305,6 +305,12 @@ def test_a_database_that_tensorstore_would_die_of(tmp_path, capsys):
         store_of(folder).write("params.params.Dense_0.kernel/.zarray", head).result()
         refused("nested more than 64 deep" if len(head) < 2**16 else "an array is declared in 65")
     store_of(folder).write("params.params.Dense_0.kernel/.zarray", before).result()
+    for form in stores.HEADS:  # in a file, which orbax takes where _METADATA says so
+        path = folder / "state" / "params.params.Dense_0.kernel" / form
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"[" * 50_000)
+        refused("nested more than 64 deep")
+        path.unlink()
     blocks = (2**17 << 3 | 2).to_bytes(3, "little") + b"\0"  # of zeros
     for compression, packed in ((b"\0\1", b"\x28\xb5\x2f\xfd\x00\x38" + blocks * 5000), (b"\x80\0\1", b"\x50\x2a\x4d\x18")):
         content = compression + packed
