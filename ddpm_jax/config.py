@@ -18,7 +18,8 @@ from ddpm_jax.diffusion.posterior import VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import LASTS
-from ddpm_jax.diffusion.samplers import NORMS, PREDICTORS, SAMPLERS
+from ddpm_jax.diffusion.samplers import NORMS, PREDICTORS, SAMPLERS, SLOPES, UNIPC_B
+from ddpm_jax.diffusion.samplers.names import GRIDS_ELSEWHERE, SAMPLERS_ELSEWHERE, here
 from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.errors import UserError, tell_machine
@@ -178,10 +179,14 @@ KEYS: dict[str, Key] = {
     "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
     "sampler.t_min": Key(AUTO, "the last of them in continuous time", POSITIVE, float),
     "sampler.sections": Key("10,10,15,15,15", "their counts per section of the chain, or ddim50", SHORT),
-    "sampler.rho": Key(AUTO, "sigma^(1/rho) is evenly spaced", POSITIVE, float),
+    "sampler.rho": Key(AUTO, "karras: sigma^(1/rho) is evenly spaced; polyexponential: 1 is even in log-SNR", POSITIVE, float),
+    "sampler.beta_a": Key(AUTO, "of the beta distribution of times; 1 with beta_b = 1: uniform", POSITIVE, float),
+    "sampler.beta_b": Key(AUTO, "below 1: denser at the noise end", POSITIVE, float),
     "sampler.times": Key((1.0,), "the times themselves", NOT_NEGATIVE),
     "sampler.variance": Key(AUTO, "variance of the reverse step; a learned one where the run has it", VARIANCES),
     "sampler.eta": Key(AUTO, "share of fresh noise", FRACTION, float),
+    "sampler.noise_scale": Key(AUTO, "noise in units of that of the reverse SDE", NOT_NEGATIVE, float),
+    "sampler.variance_scale": Key(AUTO, "variance of x0 given x where there is no signal, times 2", NOT_NEGATIVE, float),
     "sampler.s_churn": Key(AUTO, "noise added anew, over all steps (Karras et al. 2022); 0: none", NOT_NEGATIVE, float),
     "sampler.s_min": Key(AUTO, "least sigma / alpha at which it is added", NOT_NEGATIVE, float),
     "sampler.s_max": Key(AUTO, "greatest", POSITIVE, float),
@@ -192,8 +197,14 @@ KEYS: dict[str, Key] = {
     "sampler.norms": Key(AUTO, "norms of each sample, or their mean over the batch", NORMS),
     "sampler.langevin_steps": Key(AUTO, "steps per level", to(10_000), int),
     "sampler.rate": Key(AUTO, "their size in units of the noise's variance", POSITIVE, float),
-    "sampler.order": Key(AUTO, "1, 2 or 3", (lambda value: value in (1, 2, 3), "of 1, 2, 3"), int),
+    "sampler.order": Key(AUTO, "how many predictions make a step", to(4), int),
     "sampler.corrector": Key(AUTO, "whether the next prediction corrects a step", explicit=bool),
+    "sampler.corrector_order": Key(AUTO, "past predictions in that; 0: none", to(3, 0), int),
+    "sampler.variant": Key(AUTO, "bh1 or bh2, their function B(h)", tuple(UNIPC_B)),
+    "sampler.lower_order_final": Key(AUTO, "order 1 at the last step, 2 at the one before", explicit=bool),
+    "sampler.slope": Key(AUTO, "weight of the last two predictions' slope", tuple(SLOPES)),
+    "sampler.tau": Key(AUTO, "its square: noise variance in units of that of the reverse SDE", NOT_NEGATIVE, float),
+    "sampler.remainder": Key(AUTO, "evaluations modulo 3", to(2, 0), int),
     "sampler.published": Key(AUTO, "as in their code: dpmpp_3m, deis of order 2; euler, heun with EDM's churn", explicit=bool),
     "sampler.rtol": Key(AUTO, "relative tolerance", POSITIVE, float),
     "sampler.atol": Key(AUTO, "absolute tolerance", POSITIVE, float),
@@ -553,7 +564,7 @@ def check_value(key: str, value: Any, found: Any = None) -> None:
     if isinstance(value, str) and value == entry.default == AUTO:
         return
     found = value if found is None else found
-    wrong = UserError(f"config.{key} takes {kind(key)}, found {found!r}.{_suggestion(value, accepts)}")
+    wrong = UserError(f"config.{key} takes {kind(key)}, found {found!r}.{_suggestion(key, value)}")
     if type(value) is not entry.type:
         raise wrong
     least, most, one, several = LENGTHS.get(key, (0, math.inf, "", ""))
@@ -575,9 +586,12 @@ def _accepted(value, accepts) -> bool:
     return accepts[0](value) if _is_rule(accepts) else value in accepts
 
 
-def _suggestion(value, accepts) -> str:
+def _suggestion(key, value) -> str:
+    accepts = KEYS[key].accepts
     if accepts is None or _is_rule(accepts) or not isinstance(value, str):
         return ""
+    if ours := here(value, ELSEWHERE.get(key, {})):
+        return f" What others call so is here {ours}."
     near = nearest(value, accepts)
     return f" Did you mean {near[0]}?" if near else ""
 
@@ -603,6 +617,7 @@ SECTIONS = {
     "training": "train", "trainer": "train", "sampling": "sampler", "diffusion": "process", "schedule": "process",
     "scheduler": "process", "sde": "process", "cfg": "guidance", "evaluation": "eval", "conditioning": "cond",
 }  # fmt: skip
+ELSEWHERE = {"sampler.name": SAMPLERS_ELSEWHERE, "sampler.grid": GRIDS_ELSEWHERE}  # what choices are called by others
 NAMES = {
     "optim.learning_rate": "lr lrate learningrate",
     "optim.warmup_steps": "warmup lr_warmup warmup_iters lr_warmup_steps",

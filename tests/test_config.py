@@ -136,6 +136,16 @@ TASK_KEYS = {
     "sampler.rate": (0.1, "sample", {"sampler.name": "annealed_langevin"}),
     "sampler.order": (3, "sample", {"sampler.name": "unipc"}),
     "sampler.corrector": (False, "sample", {"sampler.name": "unipc"}),
+    "sampler.corrector_order": (1, "sample", {"sampler.name": "sa_solver"}),
+    "sampler.tau": (0.5, "sample", {"sampler.name": "sa_solver"}),
+    "sampler.variant": ("bh1", "sample", {"sampler.name": "unipc"}),
+    "sampler.lower_order_final": (True, "sample", {"sampler.name": "dpmpp_2m"}),
+    "sampler.slope": ("heun", "sample", {"sampler.name": "sde_dpmpp_2m"}),
+    "sampler.remainder": (1, "sample", {"sampler.name": "dpm_fast"}),
+    "sampler.noise_scale": (0.5, "sample", {"sampler.name": "generalized_ddim"}),
+    "sampler.variance_scale": (0.2, "sample", {"sampler.name": "adjusted_ddim"}),
+    "sampler.beta_a": (0.8, "sample", {"sampler.grid": "beta", "process.name": "vp"}),
+    "sampler.beta_b": (0.8, "sample", {"sampler.grid": "beta", "process.name": "vp"}),
     "sampler.published": (True, "sample", {"sampler.name": "dpmpp_3m"}),
     "sampler.rtol": (1e-3, "sample", {"sampler.name": "adaptive_ode"}),
     "sampler.atol": (1e-3, "sample", {"sampler.name": "adaptive_ode"}),
@@ -262,6 +272,7 @@ def test_a_key_applies_exactly_where_it_does_something(section):
             continue
         for key in {*keys} - {*choices}:
             value = {"process.steps": 90, "loss.variance": "small"}.get(key, (TASK_KEYS | EVAL_KEYS)[key][0])
+            value = configs.acting(key, base) is not True if isinstance(value, bool) else value
             config = configs.unflatten(configs.flatten(base) | {key: value})
             try:
                 differs = (given_to(config, section) != given or key == "eval.bound_steps") and make(config) != one
@@ -321,6 +332,7 @@ def unchanged_parts(given):
     return parts(smoke(given))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("key", TASK_KEYS)
 def test_a_key_of_the_task_arrives(key, monkeypatch):
     """Another value changes the parts of the task that it speaks of, and no other."""
@@ -355,6 +367,7 @@ def inpainted(changes):
     return computation(task.sample, params, task.knobs._replace(given=given), np.uint32(0), indices)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("key", INPAINT_KEYS)
 def test_a_key_of_inpainting_arrives(key):
     value, given = INPAINT_KEYS[key]
@@ -568,6 +581,7 @@ RUN_KEYS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes, aspects", RUN_KEYS, ids=[next(iter(changes)) for changes, _ in RUN_KEYS])
 def test_a_key_of_the_run_arrives(changes, aspects, run_job):
     old, new = run_job(), run_job(tuple(changes.items()))
@@ -576,6 +590,7 @@ def test_a_key_of_the_run_arrives(changes, aspects, run_job):
         assert expected is None or new[aspect] == expected
 
 
+@pytest.mark.thorough
 def test_the_same_config_leaves_the_same_run(run_job):
     """Without which the tests above could not fail."""
     assert run_job.__wrapped__() == run_job()
@@ -616,6 +631,7 @@ def evaluation(changes):
     return computation(bits_per_dimension.make_compute(task, config, (2,)), params, {"image": rows, "label": places}, places)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("key", EVAL_KEYS)
 def test_a_key_of_the_evaluation_arrives(key):
     value, given = EVAL_KEYS[key]
@@ -898,6 +914,7 @@ GIVEN |= {key: {"data.name": "toy2d"} for key in ("data.pattern", "data.num_exam
 GIVEN |= {key: {"data.name": "folder"} for key in ("data.image_size", "data.channels")}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("key", configs.KEYS)
 def test_what_may_change_when_a_run_is_continued(key, monkeypatch):
     monkeypatch.setitem(NETWORKS, OTHER["network.name"], NETWORKS["unet"])

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from ddpm_jax.diffusion.process import Process, check_times, concrete
 
@@ -97,6 +98,31 @@ def karras(process: Process, *, steps: int, t_min: jax.Array | None = None, rho:
     return _at_levels(process, -2 * rho * jnp.log(_between(*roots, np.linspace(0, 1, steps))), first, last)
 
 
+def polyexponential(process: Process, *, steps: int, t_min: jax.Array | None = None, rho: float = 1.0) -> jax.Array:
+    """log(sigma / alpha) at its lower end plus its range times u^rho, u evenly from 1 to 0; rho = 1 is `log_snr`.
+
+    Crowson, k-diffusion, get_sigmas_polyexponential. Needs alpha(t_max) > 0.
+    """
+    first, last = _ends(process, t_min)
+    shares = 1 - jnp.asarray(np.linspace(1, 0, steps), float) ** rho
+    return _at_levels(process, _between(process.log_snr(first), process.log_snr(last), shares), first, last)
+
+
+def beta(
+    process: Process, *, steps: int, t_min: jax.Array | None = None, beta_a: float = 0.6, beta_b: float = 0.6
+) -> jax.Array:
+    """t at the quantiles of a beta distribution, evenly from 1 to 0: dense at both ends for a, b < 1 (Lee et al. 2024).
+
+    beta_a = beta_b = 1 is `uniform`. ValueError for those that are not positive.
+    """
+    if not (beta_a > 0 and beta_b > 0):
+        raise ValueError(f"beta_a and beta_b must be positive, found {beta_a} and {beta_b}")
+    quantiles = scipy.special.betaincinv(beta_a, beta_b, np.linspace(1, 0, steps))
+    if process.num_steps:
+        return _on_table(process, 1 + (process.num_steps - 1) * quantiles)
+    return _evenly(process, 1 - quantiles, t_min)
+
+
 def explicit(process: Process, *, times: tuple[float, ...]) -> jax.Array:
     """These times; on a table, multiples of 1/T within 1e-3 / T."""
     grid = np.asarray(times, np.float64)
@@ -174,5 +200,7 @@ GRIDS: dict[str, Callable[..., jax.Array]] = {
     "sections": sections,
     "log_snr": log_snr,
     "karras": karras,
+    "polyexponential": polyexponential,
+    "beta": beta,
     "explicit": explicit,
 }

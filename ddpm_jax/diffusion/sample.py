@@ -117,6 +117,7 @@ def sampling(
 
 def start_std(process: Process, t: jax.Array) -> jax.Array:
     """The standard deviation of what a chain from t starts with: the prior's at t_max, below it that of the noise in x_t."""
+    check_times(process, t=t)
     return jnp.where(t == process.t_max, process.prior_std, process.sigma(t))
 
 

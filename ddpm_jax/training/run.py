@@ -30,7 +30,10 @@ from ddpm_jax.training.step import State, init_state
 from ddpm_jax.training.tasks import Task, build
 
 # Sampler settings that are arguments of the compiled sampler.
-TRACED = ("ema", "labels", "eta", "rho", "t_min", "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol")
+TRACED = (
+    "ema", "labels", "eta", "noise_scale", "variance_scale", "tau", "lower_order_final", "rho", "beta_a", "beta_b", "t_min",
+    "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol",
+)  # fmt: skip
 
 # Keys of the sampler that are of the command alone, and what stands for them here.
 NOT_IN_PYTHON = {

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.processes import PROCESSES
@@ -38,6 +39,7 @@ def ten(grid, process):
     return GRIDS[grid](process, **knobs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid_runs_down_the_span(grid):
     """Ten points within it, on a table steps of it; with both its ends, unless the grid is known to be otherwise."""
@@ -198,6 +200,7 @@ def test_refusals(name, process, arguments, words):
         GRIDS[name](process, **arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, knob, value", [("vp", "beta_max", 20.0), ("edm", "sigma_max", 80.0)])
 @pytest.mark.parametrize("grid", ["uniform", "trailing", "log_snr", "karras"])
 def test_grids_of_traced_parameters(name, knob, value, grid, x64):  # noqa: ARG001
@@ -210,3 +213,23 @@ def test_grids_of_traced_parameters(name, knob, value, grid, x64):  # noqa: ARG0
     below, above = jax.vmap(times)(value + jnp.array([-h, h]))
     slopes = jax.jit(jax.jacrev(times))(value)
     chex.assert_trees_all_close(slopes, (above - below) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_polyexponential_and_beta_by_their_formulas(x64):  # noqa: ARG001
+    process = PROCESSES["vp"]()
+    first, last = process.t_max, process.t_min.sampling
+    logs = [-0.5 * float(process.log_snr(t)) for t in (first, last)]
+    ramp = np.linspace(1, 0, 6)
+    times = GRIDS["polyexponential"](process, steps=6, rho=2.5)
+    np.testing.assert_allclose(-0.5 * process.log_snr(times), logs[1] + ramp**2.5 * (logs[0] - logs[1]), rtol=1e-7)
+    np.testing.assert_allclose(GRIDS["polyexponential"](process, steps=6), GRIDS["log_snr"](process, steps=6), rtol=1e-9)
+
+    times = GRIDS["beta"](process, steps=6, beta_a=0.5, beta_b=1.5)
+    np.testing.assert_allclose(times, last + stats.beta(0.5, 1.5).ppf(ramp) * (first - last), rtol=1e-9)
+    np.testing.assert_allclose(
+        GRIDS["beta"](process, steps=6, beta_a=1.0, beta_b=1.0), GRIDS["uniform"](process, steps=6), rtol=1e-9
+    )
+    table = GRIDS["beta"](PROCESSES["linear"](), steps=5)
+    np.testing.assert_allclose(table * 1000, np.rint(1 + 999 * stats.beta(0.6, 0.6).ppf(np.linspace(1, 0, 5))), rtol=1e-9)
+    with pytest.raises(ValueError, match="must be positive"):
+        GRIDS["beta"](process, steps=6, beta_a=0.0)

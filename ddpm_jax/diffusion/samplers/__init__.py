@@ -8,18 +8,20 @@ tests/diffusion/test_samplers.py looks at every row.
 
 from collections.abc import Callable
 
-from ddpm_jax.diffusion.samplers.chain import ancestral, ddim
+from ddpm_jax.diffusion.samplers.chain import adjusted_ddim, ancestral, ddim, euler_ancestral, generalized_ddim
 from ddpm_jax.diffusion.samplers.core import At, Sampler, meter, repeat
 from ddpm_jax.diffusion.samplers.dpm_solver import (
+    dpm_fast,
     dpm_solver_2,
     dpm_solver_3,
     dpmpp_2m,
     dpmpp_2s,
     dpmpp_3m,
-    sde_dpmpp_2m,
+    dpmpp_3s,
 )
 from ddpm_jax.diffusion.samplers.flow import adaptive_ode, churned, euler, heun
-from ddpm_jax.diffusion.samplers.multistep import deis, plms, pndm, unipc
+from ddpm_jax.diffusion.samplers.multistep import UNIPC_B, deis, lms, plms, pndm, unipc
+from ddpm_jax.diffusion.samplers.renoised import dpm_solver_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde
 from ddpm_jax.diffusion.samplers.sde import (
     NORMS,
     PREDICTORS,
@@ -29,10 +31,14 @@ from ddpm_jax.diffusion.samplers.sde import (
     predictor_corrector,
     reverse_diffusion,
 )
+from ddpm_jax.diffusion.samplers.sde_multistep import SLOPES, sa_solver, sde_dpmpp_2m, sde_dpmpp_3m
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": ancestral,
     "ddim": ddim,
+    "euler_ancestral": euler_ancestral,
+    "generalized_ddim": generalized_ddim,
+    "adjusted_ddim": adjusted_ddim,
     "euler": euler,
     "heun": heun,
     "euler_maruyama": euler_maruyama,
@@ -40,15 +46,26 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "predictor_corrector": predictor_corrector,
     "annealed_langevin": annealed_langevin,
     "dpm_solver_2": dpm_solver_2,
+    "dpm_solver_2_ancestral": dpm_solver_2_ancestral,
     "dpm_solver_3": dpm_solver_3,
+    "dpm_fast": dpm_fast,
     "dpmpp_2s": dpmpp_2s,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_3s": dpmpp_3s,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
     "sde_dpmpp_2m": sde_dpmpp_2m,
+    "sde_dpmpp_3m": sde_dpmpp_3m,
+    "sa_solver": sa_solver,
     "unipc": unipc,
+    "lms": lms,
     "plms": plms,
     "pndm": pndm,
     "deis": deis,
     "adaptive_ode": adaptive_ode,
 }
-__all__ = ["NORMS", "PREDICTORS", "At", "Sampler", "churned", "corrected", "meter", "repeat", *SAMPLERS, "SAMPLERS"]
+__all__ = [
+    "NORMS", "PREDICTORS", "SLOPES", "UNIPC_B", "At", "Sampler", "churned", "corrected", "meter", "repeat", "SAMPLERS",
+    *SAMPLERS,
+]  # fmt: skip

@@ -34,11 +34,11 @@ class Sampler:
     """init(x) -> memory; step(denoise, process, x, memory, at) -> (x, mean, memory), `mean` without the last noise of the step.
 
     All are `Partial`s, so a sampler is a pytree and its knobs are traced. start: the step of the first `starts` transitions,
-    where these cost more than the others. noise_free: whether it draws no noise, so that it can encode; an array where a knob
-    decides. order: the power of the step with which its error on smooth grids falls, that of its path where it draws no noise,
-    else of its moments; 0 where the number of steps does not decide. needs_alpha, needs_sigma: why it cannot start where
-    alpha = 0, or end where sigma = 0, or "". refuses(z) -> why it cannot make the first steps of a grid down the sigma / alpha
-    z [N], or "".
+    where these cost more than the others; end: the steps of the last ones, where these do. noise_free: whether it draws no
+    noise, so that it can encode; an array where a knob decides. order: the power of the step with which its error on smooth
+    grids falls, that of its path where it draws no noise, else of its moments; 0 where the number of steps does not decide.
+    needs_alpha, needs_sigma: why it cannot start where alpha = 0, or end where sigma = 0, or "". refuses(z) -> why it cannot
+    make the first steps of a grid down the sigma / alpha z [N], or "".
     """
 
     init: Callable
@@ -46,6 +46,7 @@ class Sampler:
     noise_free: bool | jax.Array = False
     start: Callable | None = None
     starts: int = dataclasses.field(metadata={"static": True}, default=0)
+    end: tuple[Callable, ...] = ()
     order: int = dataclasses.field(metadata={"static": True}, default=1)
     needs_alpha: str = dataclasses.field(metadata={"static": True}, default="")
     needs_sigma: str = dataclasses.field(metadata={"static": True}, default="")
@@ -54,9 +55,12 @@ class Sampler:
     def phases(self, times: jax.Array) -> list[tuple[Callable, tuple[jax.Array, jax.Array, jax.Array]]]:
         """(step, (i, t, s)): which step makes which transitions down or up the times, to scan over."""
         transitions = jnp.arange(len(times) - 1), times[:-1], times[1:]
-        starts = min(self.starts, len(times) - 1)
-        first, others = (tuple(part[which] for part in transitions) for which in (slice(starts), slice(starts, None)))
-        return [(self.start, first)] * (starts > 0) + [(self.step, others)]
+        count = len(times) - 1
+        starts = min(self.starts, count)
+        ends = self.end[max(0, len(self.end) - (count - starts)) :]
+        parts = [(self.start, slice(starts))] * (starts > 0) + [(self.step, slice(starts, count - len(ends)))]
+        parts += [(step, slice(place, place + 1)) for place, step in enumerate(ends, start=count - len(ends))]
+        return [(step, tuple(part[which] for part in transitions)) for step, which in parts]
 
 
 @jax.tree_util.register_static
@@ -101,8 +105,8 @@ def repeat(at: At, n: int, f: Callable, x: jax.Array) -> jax.Array:
 
 def with_steps(sampler: Sampler, change: Callable) -> Sampler:
     """The sampler, its steps changed; it draws noise."""
-    start = sampler.start and change(sampler.start)
-    return dataclasses.replace(sampler, step=change(sampler.step), start=start, noise_free=False)
+    start, end = sampler.start and change(sampler.start), tuple(map(change, sampler.end))
+    return dataclasses.replace(sampler, step=change(sampler.step), start=start, end=end, noise_free=False)
 
 
 def no_memory(x):  # noqa: ARG001 - the signature of every init
@@ -206,6 +210,16 @@ def remember(history, value, place):
     """The history with its oldest entry gone and this one before the others."""
     values, places = history
     return tuple(jnp.concatenate([new[None], old[:-1]]) for new, old in ((value, values), (place, places)))
+
+
+def order_at(at, at_end, lower_order_final):
+    """The highest order that a multistep method may have at this step.
+
+    1 at the first step and one more at each that follows, for the history is so long; 1 at a step to sigma = 0; and where it is
+    to be lower at the end, 1 at the last step, 2 at the one before, and so on.
+    """
+    order = jnp.minimum(at.i + 1, jnp.where(lower_order_final, at.n - at.i, at.i + 1))
+    return jnp.where(at_end, 1, order)
 
 
 def by_order(order, methods, *args):

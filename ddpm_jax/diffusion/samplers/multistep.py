@@ -20,6 +20,7 @@ from ddpm_jax.diffusion.samplers.core import (
     move_by_x0,
     newton,
     no_history,
+    order_at,
     remember,
     span,
 )
@@ -39,7 +40,7 @@ def _euler_and_there(denoise, process, x, at):
     return eps, euler, denoise(euler, jnp.where(at_end, at.t, at.s)).eps, at_end
 
 
-def _deis_step(order, denoise, process, x, memory, at):
+def _deis_step(order, lower_order_final, denoise, process, x, memory, at):
     half_t, h, at_end = span(process, at)
     eps = denoise(x, at.t).eps
     values, places = memory
@@ -49,7 +50,8 @@ def _deis_step(order, denoise, process, x, memory, at):
         return lambda x: x + bend_by_eps(process, at.s, h, newton(nodes[:count], values[:count]))
 
     moved = move_by_eps(process, x, eps, at.t, at.s)
-    x = by_order(jnp.where(at_end, 1, at.i + 1), (lambda x: x, *(through(k) for k in range(2, order.value + 1))), moved)
+    methods = (lambda x: x, *(through(k) for k in range(2, order.value + 1)))
+    x = by_order(order_at(at, at_end, lower_order_final), methods, moved)
     return x, x, remember(memory, eps, half_t)
 
 
@@ -60,15 +62,17 @@ def _deis_start(denoise, process, x, memory, at):
     return x, x, remember(memory, eps, half_t)
 
 
-def deis(*, order: int = 2, published: bool = False) -> Sampler:
+def deis(*, order: int = 2, published: bool = False, lower_order_final: bool = False) -> Sampler:
     """Exponential Adams-Bashforth in lambda = log(alpha / sigma): the polynomial through the eps of the last `order` steps.
 
     DEIS (Zhang & Chen 2023, section 3.3) with polynomials in log(sigma / alpha); order 1 is DDIM. Order 3 starts with a step of
-    Heun's method, without which (published) it would be of order 2. ValueError for other orders. Evaluations per step: 1, and 1
+    Heun's method, without which (published) it would be of order 2. lower_order_final: 1 at the last step, 2 at the one before.
+    ValueError for other orders. Evaluations per step: 1, and 1
     more at the first of order 3 unless published.
     """
     _check_order(order)
-    history, step = Partial(no_history, Static(max(order - 1, 1))), Partial(_deis_step, Static(order))
+    history = Partial(no_history, Static(max(order - 1, 1)))
+    step = Partial(_deis_step, Static(order), jnp.asarray(lower_order_final))
     if published or order < 3:
         return Sampler(history, step, noise_free=True, order=min(order, 2), needs_alpha=IN_LOG_SNR)
     start = {"start": Partial(_deis_start), "starts": 1}
@@ -163,13 +167,49 @@ def _pseudo_numerical(start, starts, refuses):
 
 ON_RATIO = "it moves along sigma / alpha, which is infinite where alpha = 0"
 
+# ------------------------------------------------------------- linear multistep
+
+
+def _lms_step(order, lower_order_final, denoise, process, x, memory, at):
+    half_t, half_s = half_log_snr(process, at.t), half_log_snr(process, at.s)
+    z_t, z_s = jnp.exp(-half_t), jnp.exp(-half_s)
+    eps = denoise(x, at.t).eps
+    values, places = memory
+    nodes, values = (0.0, *((place - z_t) / (z_s - z_t) for place in places)), (eps, *values)
+
+    def through(count):
+        """The mean over the step of the polynomial through the last `count` eps."""
+        return lambda: sum(c / (k + 1) for k, c in enumerate(newton(nodes[:count], values[:count])))
+
+    mixed = by_order(order_at(at, False, lower_order_final), [through(k) for k in range(1, order.value + 1)])
+    x = move_by_eps(process, x, mixed, at.t, at.s)
+    return x, x, remember(memory, eps, z_t)
+
+
+def lms(*, order: int = 4, lower_order_final: bool = False) -> Sampler:
+    """x / alpha moves by the integral over sigma / alpha of the polynomial through the last `order` eps, in sigma / alpha.
+
+    The method of Adams and Bashforth for uneven steps (Crowson, k-diffusion, sample_lms). It starts with its lower orders, so
+    its order is 1, 2, 2, 2 for order = 1, 2, 3, 4. ValueError for another. Evaluations per step: 1.
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"order must be 1, 2, 3 or 4, found {order}")
+    return Sampler(
+        Partial(no_history, Static(max(order - 1, 1))),
+        Partial(_lms_step, Static(order), jnp.asarray(lower_order_final)),
+        noise_free=True,
+        order=min(order, 2),
+        needs_alpha=ON_RATIO,
+    )
+
+
 # ------------------------------------------------------------- UniPC
 
 
-def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
+def _unipc_methods(process, x, t, s, values, places, order, b, corrected=None):
     """The steps of orders 1 .. order from t to s, functions of no argument, with x0 = values[k] at lambda = places[k].
 
-    corrected: x0 at s, with which they are one order higher.
+    b: their B(h), of `UNIPC_B`. corrected: x0 at s, with which they are one order higher.
     """
     half_t, half_s = places[0], half_log_snr(process, s)
     h = jnp.where(jnp.isposinf(half_s), 1.0, half_s - half_t)
@@ -181,9 +221,9 @@ def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
         known = [*past, *at_s]
         if not known:
             return moved
-        if len(known) == 1:  # one slope with the weight 1/2 of their B(h) = e^-h - 1, in place of that of its integral
+        if len(known) == 1:  # one slope with the weight B(h) / 2, in place of that of its integral
             ((node, value),) = known
-            return moved - process.alpha(s) * jnp.expm1(-h) * 0.5 * (value - values[0]) / node
+            return moved - process.alpha(s) * b(-h) * 0.5 * (value - values[0]) / node
         nodes, known_values = zip(*known, strict=True)
         c = newton((0.0, *nodes), (values[0], *known_values))
         return moved + bend_by_x0(process, s, h, c)
@@ -191,15 +231,19 @@ def _unipc_methods(process, x, t, s, values, places, order, corrected=None):
     return [lambda count=count: of(count) for count in range(1, order + 1)]
 
 
-def _unipc_step(order, corrector, denoise, process, x, memory, at):
+UNIPC_B = {"bh1": lambda h: h, "bh2": jnp.expm1}  # of h = lambda_t - lambda_s
+
+
+def _unipc_step(order, corrector, variant, lower_order_final, denoise, process, x, memory, at):
     before, t_before, (values, places) = memory
-    half_t, x0 = half_log_snr(process, at.t), denoise(x, at.t).x0
+    half_t, x0, b = half_log_snr(process, at.t), denoise(x, at.t).x0, UNIPC_B[variant.value]
     if corrector.value:
-        methods = _unipc_methods(process, before, t_before, at.t, values, places, order.value, x0)
-        x = by_order(at.i + 1, [lambda: x, *methods])
+        methods = _unipc_methods(process, before, t_before, at.t, values, places, order.value, b, x0)
+        made = order_at(at._replace(i=at.i - 1), False, lower_order_final)  # the order of the step that led here
+        x = by_order(jnp.where(at.i == 0, 1, made + 1), [lambda: x, *methods])
     values, places = (x0, *values), (half_t, *places)
-    methods = _unipc_methods(process, x, at.t, at.s, values, places, order.value)
-    moved = by_order(jnp.where(process.sigma(at.s) == 0, 1, at.i + 1), methods)
+    methods = _unipc_methods(process, x, at.t, at.s, values, places, order.value, b)
+    moved = by_order(order_at(at, process.sigma(at.s) == 0, lower_order_final), methods)
     return moved, moved, (x, at.t, remember(memory[2], x0, half_t))
 
 
@@ -207,18 +251,21 @@ def _unipc_memory(order, x):
     return x, jnp.zeros((), x.dtype), no_history(order, x)
 
 
-def unipc(*, order: int = 2, corrector: bool = True) -> Sampler:
-    """UniPC (Zhao et al. 2023, algorithms 5 and 6, on x0, with B(h) = e^-h - 1); without the corrector UniP.
+def unipc(*, order: int = 2, corrector: bool = True, variant: str = "bh2", lower_order_final: bool = False) -> Sampler:
+    """UniPC (Zhao et al. 2023, algorithms 5 and 6, on x0); without the corrector UniP. B(h) is -h (bh1) or e^-h - 1 (bh2).
 
     The prediction at s, once made, first corrects the step that led there; the state at the end is not corrected. A predictor
     of order 2 and a corrector of order 1 weigh their one difference by B / 2; higher ones solve for the weights, which is to
     integrate the polynomial through all values. It starts with its lower orders. Its order is 2, 3, 3 for order = 1, 2, 3, that
-    of UniP 1, 2, 2. ValueError for another. Evaluations per step: 1.
+    of UniP 1, 2, 2. lower_order_final: the last step is of order 1, the one before of order 2. ValueError for another order or
+    variant. Evaluations per step: 1.
     """
     _check_order(order)
+    if variant not in UNIPC_B:
+        raise ValueError(f"variant must be one of {', '.join(UNIPC_B)}, found {variant!r}")
     return Sampler(
         Partial(_unipc_memory, Static(order)),
-        Partial(_unipc_step, Static(order), Static(corrector)),
+        Partial(_unipc_step, Static(order), Static(corrector), Static(variant), jnp.asarray(lower_order_final)),
         noise_free=True,
         order=min(order + 1, 3) if corrector else min(order, 2),
         needs_alpha=IN_LOG_SNR,
