@@ -50,6 +50,7 @@ def test_normalisation_forgets_no_time(name, names):
     assert network.channels // math.gcd(network.channels, network.groups) >= 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, side, parameters", [("small", 32, 1.2e6), ("medium", 64, 1.6e6)])
 def test_own_images_in_sizes_that_a_cpu_trains(name, side, parameters):
     """configs/folder.py has variants of its own."""
@@ -98,6 +99,7 @@ def check_sampling(shape, keys):
     assert sampled.x.shape == (3, *shape)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name, variant",
     [

@@ -44,6 +44,7 @@ def samples(workdir, pattern):
     return array, json.loads(npz.with_suffix(".json").read_text())
 
 
+@pytest.mark.thorough
 def test_the_smoke_run(tmp_path):
     """The whole job by the README's command; started again, it is complete and changes nothing; then sampled in another way."""
     code, out, err = run(tmp_path, SMOKE)
@@ -77,6 +78,7 @@ def test_the_smoke_run(tmp_path):
     assert json.loads((workdir / "config.json").read_text())["config"]["sampler.name"] == "ancestral"
 
 
+@pytest.mark.thorough
 def test_a_mistake_is_one_paragraph_and_exit_code_2(tmp_path):
     """--debug brings the traceback."""
     mistake = "--config.optim.learning_rat=1"

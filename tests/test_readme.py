@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from PIL import Image
 
@@ -30,6 +31,7 @@ def test_the_config_to_fork_is_valid():
     assert config.data.name == "mnist" and config.sampler.name == "ddim" and config.network.dropout == 0.1
 
 
+@pytest.mark.thorough
 def test_the_kernel_examples_show_the_order_and_guidance(capsys):
     """Three errors, each about half of the one before; the mean and deviation that the page gives for guided samples."""
     names = {}
@@ -54,6 +56,7 @@ class Toy(nn.Module):
         return self.param("scale", nn.initializers.ones, ()) * of_labels * x
 
 
+@pytest.mark.thorough
 def test_labels_and_guidance(tmp_path, monkeypatch):
     """The picture has a row for each scale; the denoiser is that of the label."""
     monkeypatch.setitem(NETWORKS, "toy", Toy)
@@ -75,6 +78,7 @@ def test_labels_and_guidance(tmp_path, monkeypatch):
     assert np.abs(names["prediction"].eps - run.denoise(x, 0.5).eps).max() > 1e-3
 
 
+@pytest.mark.thorough
 def test_the_first_hour(tmp_path, monkeypatch):
     """The pictures are there, and the sampler by hand runs."""
     monkeypatch.setitem(NETWORKS, "toy", Toy)

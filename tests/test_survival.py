@@ -155,6 +155,7 @@ def kill_again_and_again(start, words, whole, kills, longest, seed=0):
     assert_same_end(whole, "killed")
 
 
+@pytest.mark.thorough
 def test_killed_20_times(start, whole):
     kill_again_and_again(start, TOY, whole, kills=20, longest=1.5)
 
@@ -166,6 +167,7 @@ def test_the_digits_network_killed_20_times(start):
     kill_again_and_again(start, DIGITS, "whole", kills=20, longest=6.0)
 
 
+@pytest.mark.thorough
 def test_stopped_by_signals_while_starting_training_and_sampling(start, whole):
     """SIGTERM and Ctrl-C end the process in seconds, with their exit codes, and training with a checkpoint of its last step."""
     more = words("toy2d.py:smoke", sampler__steps=1000, sampler__num_samples=100_000, sampler__batch_size=100_000)[1:]

@@ -21,6 +21,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, names",
     [

@@ -130,6 +130,7 @@ def test_missing_and_damaged_batches_are_told(files, tmp_path, monkeypatch):
     assert "test, train, validation; found split 'all'" in message(split="all")
 
 
+@pytest.mark.thorough
 def test_the_real_batches():
     for folder in (Path(OFFICIAL) / "cifar10", Path(OFFICIAL)):
         if OFFICIAL and (folder / f"{BATCHES[4]}.xz").exists():

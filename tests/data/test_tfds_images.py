@@ -326,6 +326,7 @@ def start(code, raw_dir, data_dir):
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, text=True, **pipes)
 
 
+@pytest.mark.thorough
 def test_processes_side_by_side_print_one_line_and_need_no_tensorflow(raw, tmp_path):
     both = [start(PROCESS, raw[0], tmp_path) for _ in range(2)]
     for process in both:
@@ -476,6 +477,7 @@ def test_the_table_knows_the_official_files(name, mean):
     assert (images.shape, labels.shape) == ((60000, 28, 28, 1), (60000,))
 
 
+@pytest.mark.thorough
 def test_real_mnist(tmp_path):
     folder = official("mnist")
     sources = {split: SOURCES["mnist"](split=split, data_dir=str(tmp_path), raw_dir=str(folder)) for split in ("train", "test")}

@@ -12,6 +12,7 @@ def growth(rates):
     return lambda t, x: jnp.reshape(rates * jnp.cos(5 * t), (-1, *[1] * (x.ndim - 1))) * x
 
 
+@pytest.mark.thorough
 def test_accuracy_and_direction(x64):  # noqa: ARG001
     """A tighter tolerance, which is traced as the ends are, is a smaller error; up and down again is where it began."""
     solve = jax.jit(lambda x, t0, t1, tolerance: adaptive.solve(growth(rates), x, t0, t1, rtol=tolerance, atol=tolerance))
@@ -26,6 +27,7 @@ def test_accuracy_and_direction(x64):  # noqa: ARG001
     np.testing.assert_allclose(solve(up.x, 2.0, 0.0, 1e-9).x, x, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_every_evaluation_is_counted():
     calls = []
 
@@ -41,6 +43,7 @@ def test_every_evaluation_is_counted():
         assert solved.evaluations[0] == len(calls) > 20
 
 
+@pytest.mark.thorough
 def test_an_example_is_alone():
     """Its state and its count are those that it has by itself; the stiffer one needs more evaluations."""
     x, rates = {"a": jnp.ones((2, 2)), "b": jnp.ones((2,))}, jnp.array([0.5, 20.0])
@@ -66,6 +69,7 @@ def test_the_limit():
         adaptive.solve(growth(1.0), jnp.ones((1, 1)), 0.0, 1.0, max_evaluations=6)
 
 
+@pytest.mark.thorough
 def test_times_of_positions(process, times):
     u = probability_flow.position(process, times)
     assert (jnp.diff(u) > 0).all() and u[-1] <= 0

@@ -110,6 +110,7 @@ def test_the_term_of_the_true_point_is_0(name):
     assert (compiled(process, x0, Prediction(x0 + 0.1, x0), t, s, BOUND_VARIANCES["small"]) > 0).all()
 
 
+@pytest.mark.thorough
 def test_the_first_step_of_a_table_is_the_decoder():
     """Mixed with pairs that are not. Fixed variances are the clipped one there; slopes in x0_hat and raw are finite."""
     process, steps = PROCESSES["cosine"](), 1000

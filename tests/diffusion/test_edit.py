@@ -47,6 +47,7 @@ def test_slerp_has_a_gradient_also_where_nothing_turns():
         assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.thorough
 def test_img2img_from_pure_noise_is_sampling_whatever_the_image(x64):  # noqa: ARG001
     """Where alpha = 0 bit for bit the samples of the same keys; on vp, where alpha = 0.0066 at t_max, nearly."""
     for name, options, tolerance in (("linear", {"zero_terminal_snr": True}, 0.0), ("vp", {}, 1e-3)):
@@ -64,6 +65,7 @@ def test_img2img_from_pure_noise_is_sampling_whatever_the_image(x64):  # noqa: A
         chex.assert_shape(edited.frames, (3, 5, 2))
 
 
+@pytest.mark.thorough
 def test_img2img_from_little_noise_returns_the_image(x64):  # noqa: ARG001
     """At time 0 of a table exactly; at the lowest times of a grid up to the little noise there."""
     process = PROCESSES["linear"]()

@@ -36,6 +36,7 @@ def encoded(sampler, process, times, x, **options):
     return jax.jit(lambda times: encode(sampler, oracle.denoiser(world(), process), process, times, x, **options))(times)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "make, order", [(ddim, 1), (euler, 1), (heun, 2), (dpm_solver_2, 2), (dpmpp_2m, 2), (unipc, 3), (pndm, 2)]
 )
@@ -50,6 +51,7 @@ def test_encoders_follow_the_flow_upwards(make, order, x64):  # noqa: ARG001
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.3, errors
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["linear", "rectified_flow"])
 def test_the_adaptive_sampler_is_the_flow_down_and_up(name, x64):  # noqa: ARG001
     """To 1e-7 relative to what the tolerance of 1e-9 allows, with its own count, in two transitions with a frame between."""
@@ -72,6 +74,7 @@ def test_the_adaptive_sampler_is_the_flow_down_and_up(name, x64):  # noqa: ARG00
     chex.assert_trees_all_close(loose.x, exact[-1], atol=2e-2)
 
 
+@pytest.mark.thorough
 def test_the_adaptive_sampler_says_where_it_gave_up_or_cannot_go():
     process = PROCESSES["vp"]()
     denoise, times = oracle.denoiser(world(), process), jnp.array([1.0, 0.01])
@@ -82,6 +85,7 @@ def test_the_adaptive_sampler_says_where_it_gave_up_or_cannot_go():
         sample(adaptive_ode(), oracle.denoiser(world(), table), table, jnp.array([1.0, 0.0]), KEYS, (2,), last="stop")
 
 
+@pytest.mark.thorough
 def test_there_and_back():
     """A mixture's points by DDIM: up 200 steps and down the same grid, within 0.04; frames on the way."""
     process = PROCESSES["linear"]()
@@ -98,6 +102,7 @@ def test_there_and_back():
     chex.assert_trees_all_close(back.x, x, atol=0.04)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name, make in SAMPLERS.items() if make().noise_free])
 def test_up_to_where_alpha_is_zero(name, x64):  # noqa: ARG001
     """Every encoder comes near the exact flow there, or says why it does not go."""

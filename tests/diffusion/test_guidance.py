@@ -48,6 +48,7 @@ def log_prob_of(data, process, label):
 # ------------------------------------------------------------------------------------------------ by a classifier
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_with_the_exact_classifier_the_score_form_is_the_conditional_denoiser(name, x64):  # noqa: ARG001
     """At w = 1; at w = 0 the unconditional one. To 1e-8, at times from log-SNR 6 to -6, with labels of each example's own.
@@ -72,6 +73,7 @@ def test_with_the_exact_classifier_the_score_form_is_the_conditional_denoiser(na
     chex.assert_trees_all_close(some.x0[1::2], unconditional.x0[1::2], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_adaptive_sampler_knows_whose_label_is_whose(x64):  # noqa: ARG001
     """Each sample has steps of its own, and is steered by its own label: to where a hundred steps of Heun bring it."""
     process, keys = PROCESSES["vp"](), sample_keys(0, jnp.arange(6))
@@ -97,6 +99,7 @@ def test_where_alpha_is_0_a_classifier_says_nothing(guide):
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.thorough
 def test_an_ancestral_step_adds_variance_times_gradient_to_its_mean(x64):  # noqa: ARG001
     """Dhariwal & Nichol's algorithm 1, from the unguided prediction, with each variance; the noise is as without guidance."""
     process, t, s, noise = PROCESSES["linear"](), jnp.asarray(0.5), jnp.asarray(0.4), jnp.full((6, 2), 0.7)
@@ -140,6 +143,7 @@ def exact_pair(process, label=LABELS):
     return lambda x, t: (spoken(process, label)(x, t), spoken(process)(x, t)._replace(raw=9.0 * x, evaluations=2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_guidance_is_the_score_of_the_tilted_density(name, x64):  # noqa: ARG001
     """eps = -sigma grad [log p(x) + w log p(y | x)], by differentiation of the densities, and x0 makes up x with it."""
@@ -239,6 +243,7 @@ def test_rescaling_without_deviation_is_finite_and_without_a_type_refused():
         classifier_free(exact_pair(process), process, scale=2.0, rescale=0.7)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("learned", [False, True])
 def test_one_call_for_both_conditions(learned, x64):  # noqa: ARG001
     process, calls = PROCESSES["vp"](), []
@@ -318,6 +323,7 @@ def moments(density):
     return jnp.stack([mass.sum(), mean, mass @ (LINE - mean) ** 2])
 
 
+@pytest.mark.thorough
 def test_the_mean_shift_approaches_the_conditional_as_steps_grow(x64):  # noqa: ARG001
     """Mass, mean and variance of class 1 at log-SNR 3, from the exact ones at -6: of the first order, with both variances. The
     score form is the conditional's own ancestral sampler."""
@@ -344,6 +350,7 @@ def test_the_mean_shift_approaches_the_conditional_as_steps_grow(x64):  # noqa: 
     assert (jnp.abs(errors[1]) < 0.015).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["classifier-free", "score", "mean shift"])
 def test_more_guidance_gives_more_of_the_class(form, x64):  # noqa: ARG001
     """The share of class 1 after 24 ancestral steps grows with w, from its weight 0.7 at w = 0 to 0.98 at 4. w is traced."""
@@ -366,6 +373,7 @@ def test_more_guidance_gives_more_of_the_class(form, x64):  # noqa: ARG001
     assert abs(shares[0] - 0.7) < 0.02 and shares[-1] > 0.97
 
 
+@pytest.mark.thorough
 def test_a_sampler_with_guidance_compiles_once_counts_both_and_has_a_slope(x64):  # noqa: ARG001
     """DDIM with w traced. d x / d w agrees with a difference quotient, at the ends w = 0 and 1 too."""
     process, compiled = PROCESSES["linear"](), []

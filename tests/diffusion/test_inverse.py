@@ -80,6 +80,7 @@ def test_conjugate_gradients_of_each_example(x64):  # noqa: ARG001
     assert not u[2:].any() and jnp.isfinite(u).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("process_name", ["vp", "edm", "rectified_flow", "linear"])
 def test_moment_matched_guidance_is_exact_on_a_gaussian(process_name, name, x64):  # noqa: ARG001
@@ -108,6 +109,7 @@ def test_moment_matched_guidance_is_exact_on_a_gaussian(process_name, name, x64)
     assert found.evaluations == 102
 
 
+@pytest.mark.thorough
 def test_row_sums_are_those_of_the_matrix(x64):  # noqa: ARG001
     """By hand on a Gaussian, where J = alpha S (alpha^2 S + sigma^2 I)^-1; with independent pixels it is the exact answer."""
     process, t, noise = PROCESSES["vp"](), jnp.asarray(0.4), 0.2
@@ -132,6 +134,7 @@ def linear(x0):
     return x0 @ jnp.asarray(MATRIX, x0.dtype).T
 
 
+@pytest.mark.thorough
 def test_guided_samples_have_the_posterior_mean_and_covariance(x64):  # noqa: ARG001
     """Heun's method on 100 points from the true marginal at t_max given y: to 1e-3, where the prior is 0.3 away."""
     process, (mean, covariance) = PROCESSES["vp"](), world(3)
@@ -213,6 +216,7 @@ def repaint_by_hand(process, times, resamplings):
     return mean, covariance
 
 
+@pytest.mark.thorough
 def test_replacement_and_repaint_are_their_recursions_and_resampling_removes_the_bias(x64):  # noqa: ARG001
     """Replacement ends at 0.54 -+ 0.65 and 32 resamplings at 0.890 -+ 0.443 where 0.900 -+ 0.436 is true."""
     process = PROCESSES["vp"]()
@@ -241,6 +245,7 @@ def dps_by_hand(process, times, x, noises, zeta):
     return x, mean
 
 
+@pytest.mark.thorough
 def test_dps_is_algorithm_1_and_its_bias(x64):  # noqa: ARG001
     """On 100 points at zeta 0.3 the known pixel ends at 1.00 -+ 0.18, the other at 0.99 -+ 0.41 where 0.90 -+ 0.44 is true."""
     process = PROCESSES["vp"]()
@@ -294,6 +299,7 @@ EVALUATIONS = {"replacement": 9 + 1, "repaint": 9 * 3 + 1, "dps": 9 * 2 + 1, "pi
 EVALUATIONS["mmps"] = 10 * (2 + 4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", inverse.INPAINTING)
 def test_known_pixels_come_back_and_evaluations_are_counted(name):
     """Bit for bit, in float32; the others are finite and new; a sample does not depend on its batch."""

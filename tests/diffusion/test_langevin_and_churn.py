@@ -54,6 +54,7 @@ def noises(x64):  # noqa: ARG001
     return jnp.asarray(np.random.default_rng(0).normal(size=(12, 8, 5, 1)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("second_order, published", [(False, False), (True, False), (True, True)])
 def test_churn_is_algorithm_2_of_karras(second_order, published, noises):
     """Euler's method and Heun's on EDM, line by line, with limits within which only some steps are churned.
@@ -85,6 +86,7 @@ def test_churn_is_algorithm_2_of_karras(second_order, published, noises):
     chex.assert_trees_all_close(run(sigmas), jnp.asarray(np.stack(states)), rtol=1e-7)
 
 
+@pytest.mark.thorough
 def test_churn_stays_within_the_process_and_on_its_table(x64):  # noqa: ARG001
     """At t_max nothing is raised; on a table the network is shown whole steps; without churn nothing changes."""
     seen = []
@@ -107,6 +109,7 @@ def test_churn_stays_within_the_process_and_on_its_table(x64):  # noqa: ARG001
     assert jnp.isfinite(gradient(0.0)) and jnp.isfinite(gradient(0.1))
 
 
+@pytest.mark.thorough
 def test_reverse_diffusion_is_the_discretised_reverse_of_the_chain(noises):
     """On a table (2 - sqrt(1 - beta)) x + beta score + sqrt(beta) z; on VE x + d score + sqrt(d) z, d that of the variances."""
     betas, x = np.linspace(0.01, 0.2, 12), noises[0, 0]
@@ -221,6 +224,7 @@ def test_the_bias_of_a_level(x64):  # noqa: ARG001
     chex.assert_trees_all_close(covariance[0, 0], process.sigma(0.79) ** 2 / (1 - rate / 2), rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_langevin_on_other_processes_is_that_on_x_over_alpha(noises):
     """One problem seen as VP and as VE, at equal log-SNR and with the same noise."""
     views, levels = [], jnp.linspace(-4.0, 4.0, 6)
@@ -234,6 +238,7 @@ def test_langevin_on_other_processes_is_that_on_x_over_alpha(noises):
     chex.assert_trees_all_close(*views, rtol=1e-8)
 
 
+@pytest.mark.thorough
 def test_samples_of_langevin_dynamics_have_the_propagated_moments():
     """4,000 samples through `sample`, its loops and its randomness; five standard errors."""
     process, keys = PROCESSES["ve"](), sample_keys(0, jnp.arange(4000))
@@ -245,6 +250,7 @@ def test_samples_of_langevin_dynamics_have_the_propagated_moments():
     assert abs(x.var() / variance[0, 0] - 1) < 5 * np.sqrt(2 / len(x))
 
 
+@pytest.mark.thorough
 def test_a_corrected_chain_samples_the_data():
     """400 samples in 64 dimensions, 100 steps: the mean to 0.02, the deviation to 5 %, of which the bias above is 0.5 %."""
     process, world = PROCESSES["vp"](), oracle.gaussian([MEAN] * 64, VARIANCE * np.eye(64))

@@ -67,6 +67,7 @@ def test_the_exact_density(make, x64):  # noqa: ARG001
     assert (found.standard_error == 0).all() and 50 < found.evaluations.min() < found.evaluations.max() < 400
 
 
+@pytest.mark.thorough
 def test_heun_on_the_steps_of_a_table(x64):  # noqa: ARG001
     """On all of them it is exact to 2e-3; on any, the times that the network sees are among them."""
     process, seen = PROCESSES["linear"](), []
@@ -84,6 +85,7 @@ def test_heun_on_the_steps_of_a_table(x64):  # noqa: ARG001
     np.testing.assert_allclose(seen, np.rint(seen), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_orders(x64):  # noqa: ARG001
     """Halved steps: Heun's error falls 4-fold, that of Runge and Kutta 16-fold."""
     process = PROCESSES["ve"]()
@@ -95,6 +97,7 @@ def test_orders(x64):  # noqa: ARG001
         np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.4)
 
 
+@pytest.mark.thorough
 def test_the_standard_prior_is_off_by_what_it_is_at_the_end(x64):  # noqa: ARG001
     """log p found with N(0, I) differs from the exact one by the difference of the two priors at the latent, and visibly."""
     process = PROCESSES["vp"](beta_max=4.0)
@@ -149,6 +152,7 @@ def test_probes():
     np.testing.assert_allclose(jnp.einsum("bkij,bklm->ijlm", basis, basis).reshape(6, 6) / 6, np.eye(6), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_denoiser_of_two_evaluations_and_a_solver_that_does_not_arrive():
     process = PROCESSES["edm"]()
     data, denoise, x, _, keys = world(process)
@@ -162,6 +166,7 @@ def test_a_denoiser_of_two_evaluations_and_a_solver_that_does_not_arrive():
     assert jnp.isnan(lost.log_density).all() and jnp.isnan(lost.latent).all() and (lost.evaluations <= 30).all()
 
 
+@pytest.mark.thorough
 def test_mistakes():
     process = PROCESSES["linear"]()
     _, denoise, x, _, keys = world(process)
@@ -213,6 +218,7 @@ def test_dequantised_levels():
 # ------------------------------------------------------- the bound
 
 
+@pytest.mark.thorough
 def test_the_bound_of_the_optimal_denoiser_reaches_the_density(x64):  # noqa: ARG001
     """Its mean over points lies above that of -log p by a gap that halves with the steps, and stays within its error."""
     process = PROCESSES["ve"](sigma_min=1e-3)
@@ -256,6 +262,7 @@ def chain():
     return process, x, keys, times, bound
 
 
+@pytest.mark.thorough
 def test_the_parts_of_the_bound(chain):
     process, x, keys, times, bound = chain
     found = bound(x, keys)
@@ -269,6 +276,7 @@ def test_the_parts_of_the_bound(chain):
         chex.assert_trees_all_close(getattr(few, name), getattr(found, name)[..., 2:5], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_some_of_the_terms(chain):
     """Each is the term of the whole sum, times 39 / 10, one of each tenth; on the average over examples they are the sum."""
     _, x, _, times, bound = chain

@@ -111,6 +111,7 @@ def test_every_weighting_has_its_formula(name):
 LOSS_KNOBS = {"weighting": WEIGHTINGS["simple"](), "variance": "learned_range"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_exact_denoiser_is_where_every_loss_is_least(name, x64):  # noqa: ARG001
     """The mean loss of a network that is shifted from the exact output, by a constant or by a multiple of x, has its least
@@ -149,6 +150,7 @@ def test_papers_weights_of_their_own_network():
     np.testing.assert_allclose(WEIGHTINGS["v"]()(process, t), (snr + 1) * process.sigma(t) ** 2, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_weights_are_finite_at_both_ends(make_process):
     """In float32, as multiples of each usable type's own error too."""
     process = make_process()
@@ -177,6 +179,7 @@ def test_the_loss_is_a_mean_over_elements():
 # ------------------------------------------------------------------------------------------------ the bound
 
 
+@pytest.mark.thorough
 def test_bound_losses_are_made_of_the_bounds_terms():
     """hybrid = weighted error + T / 1000 bits of L_t, vlb = T bits of L_t: on the first step, one amid, and the last."""
     steps = 20
@@ -224,6 +227,7 @@ def bound_slopes(process, x0, eps, t, output, raw):
     return of(LOSSES["hybrid"](weighting=WEIGHTINGS["simple"](), **knobs)), of(LOSSES["vlb"](**knobs)), jax.grad(error)(output)
 
 
+@pytest.mark.thorough
 def test_in_the_hybrid_loss_the_bound_teaches_the_variance_alone():
     """Both on the first step and later, every slope finite; x0_hat far outside of [-1, 1] still has one: it is not clipped."""
     process, t = PROCESSES["linear"](), jnp.array([1, 2, 700, 1000]) / 1000
@@ -235,6 +239,7 @@ def test_in_the_hybrid_loss_the_bound_teaches_the_variance_alone():
     assert all(jnp.isfinite(slope).all() and (slope != 0).all() for slope in (*hybrid, *vlb))
 
 
+@pytest.mark.thorough
 def test_the_hybrid_loss_is_least_at_the_true_variance():
     """Data N(0, I) and the exact mean: the reverse step's variance is large_variance but for the first steps, which is raw = 1
     of learned_range; data that are one point: raw = -1. The slopes say so (Nichol & Dhariwal 2021, section 3.1)."""

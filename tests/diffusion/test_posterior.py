@@ -23,6 +23,7 @@ def of_pair(process, x, x0, t, s):
     return posterior_mean(process, x, x0, t, s), small_variance(process, t, s), large_variance(process, t, s)
 
 
+@pytest.mark.thorough
 def test_posterior_is_bayes(process, times):
     """The product of the densities q(x_s | x_0) and q(x_t | x_s) in x_s, by adding precisions; up to alpha_t = 0."""
     t, s = times[1:], times[:-1]
@@ -53,6 +54,7 @@ def published(name):
     return betas, betas * (1 - np.append(1.0, alpha_bar[:-1])) / (1 - alpha_bar)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BETAS)
 def test_variances_on_the_full_chain_are_the_published(name, x64):  # noqa: ARG001
     """Where a logarithm is needed the small one at n = 1, which is 0, gives way to the next. Learned range lies between."""

@@ -68,6 +68,7 @@ def conversions(process, x, t, outputs):
     return jnp.stack([x0, eps]), jnp.stack(seen), back, jnp.stack([row.scale(process, t) for row in rows])
 
 
+@pytest.mark.thorough
 def test_any_type_to_any_other_and_back(process, times):
     """From arbitrary outputs: they make up x, they come back from every type, and squared differences are as the scales."""
     x, _, (alpha, sigma) = jax.tree.map(np.asarray, states(process, times, *random(2, len(times), 2)))
@@ -175,6 +176,7 @@ def test_eps_and_score_are_refused_where_alpha_is_0(name):
             network_denoiser(lambda *_: 0, process, ALL[name])
 
 
+@pytest.mark.thorough
 def test_a_sweep_over_a_process_parameter_is_a_vmap():
     def x0(beta_max):
         return network_denoiser(lambda x, time: x, PROCESSES["vp"](beta_max=beta_max), ALL["eps"])(jnp.ones((1, 1)), 0.5).x0  # noqa: ARG005

@@ -123,6 +123,7 @@ def test_functions_of_time(name, dtype, rtol):
         np.testing.assert_allclose(quantity, value, rtol=rtol, atol=rtol * 1e-3)
 
 
+@pytest.mark.thorough
 def test_log_snr_of_its_inverse(process):
     """From near t_max, where it may be -inf, to the lowest time. On a table times within 1e-3 of a knot are at the knot."""
     levels = jnp.linspace(process.log_snr(0.99999 * process.t_max), process.log_snr(process.t_min.training), len(SPAN))
@@ -162,6 +163,7 @@ def steps_between(process, t, u, s):
     return *(transition(process, *pair) for pair in pairs), one_minus_snr_ratio(process, t, s)
 
 
+@pytest.mark.thorough
 def test_transitions_compose(process, times):
     """s -> u -> t is s -> t; the marginal at s goes over into the marginal at t; also from s = 0, also to alpha = 0."""
     t, u, s = times[2:], times[1:-1], times[:-2]
@@ -216,6 +218,7 @@ def slopes_at_zero(process):
     return jnp.stack([jax.grad(f)(0.0) for f in (process.alpha, process.sigma, process.log_snr)])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*BETAS, "vp", "sub_vp", "rectified_flow"])
 def test_time_zero(name):
     """All signal, and derivatives stay finite."""
@@ -302,6 +305,7 @@ KNOBS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, knob, value", KNOBS)
 def test_parameters_are_traced(name, knob, value, x64):  # noqa: ARG001
     """A sweep is a vmap; derivatives with respect to the parameter are those of central differences."""

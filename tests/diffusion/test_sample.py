@@ -30,6 +30,7 @@ class Variants(chex.TestCase):
         assert evaluations == 5
 
 
+@pytest.mark.thorough
 def test_a_sample_depends_on_its_key_alone():
     times = uniform(PROCESS, steps=10)
     together, _, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,))
@@ -99,6 +100,7 @@ def test_the_network_sees_each_index_once(steps):
     assert evaluations == len(seen) == steps
 
 
+@pytest.mark.thorough
 def test_lasts():
     times = uniform(PROCESS, steps=6)
     stop, at_stop, _ = sample(ancestral(), DENOISE, PROCESS, times, KEYS, (3,), last="stop")
@@ -128,6 +130,7 @@ def test_evaluations_are_counted_not_assumed():
     assert evaluations == 12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["ancestral", "pndm", "dpmpp_3m"])
 def test_parts_do_not_change_a_bit(name):
     """Of one compiled program, however they are cut: into the dearer steps of the start too, and with memory and frames."""
@@ -148,6 +151,7 @@ def test_parts_do_not_change_a_bit(name):
     chex.assert_trees_all_close(at_once, sample(SAMPLERS[name](), DENOISE, PROCESS, times, KEYS, (3,), frames=4), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_frames_are_states_of_the_chain():
     """11 grid points and 5 frames: the states before transitions 0, 2, 5, 8 (of 10) and the result; samples unchanged."""
     times = uniform(PROCESS, steps=11)

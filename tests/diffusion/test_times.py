@@ -104,6 +104,7 @@ def test_times_that_make_no_sense_are_refused():
         importance().init(PROCESSES["vp"]())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("process", ["linear", "vp"])
 @pytest.mark.parametrize("name", TIMES)
 def test_every_time_is_in_the_span_and_depends_on_its_key_and_place_alone(name, process):

@@ -104,6 +104,7 @@ def close(found, expected):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_images(trained, capsys):
     """Both numbers are those of the kernel by hand, on the test split; printed and written with their conditions."""
     workdir = trained()
@@ -144,6 +145,7 @@ def test_images(trained, capsys):
         assert words in out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant, transitions", [("vp", 8), ("ncsn", 11)])
 def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG001 - it has the network
     """In continuous time, and on a ladder: the last noise is the decoder's, and asks no network."""
@@ -165,6 +167,7 @@ def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG00
     assert by_hand.evaluations == found["bound_evaluations"][0] == transitions == len(times) - (not reaches_data(process))
 
 
+@pytest.mark.thorough
 def test_points(trained, capsys):
     """Of points the density itself, without levels; fresh ones from the test split; adaptively, and with the trace itself."""
     workdir = trained("toy2d")
@@ -179,6 +182,7 @@ def test_points(trained, capsys):
     assert 12 < summary["ode"]["evaluations"] == np.mean([line["ode_evaluations"] for line in lines])
 
 
+@pytest.mark.thorough
 def test_the_batch_does_not_matter(trained, monkeypatch):
     """All at once on one device, or in fours on two with a rest of two: the same results, example by example."""
     workdir, sizes = trained(), []
@@ -193,6 +197,7 @@ def test_the_batch_does_not_matter(trained, monkeypatch):
         close(found, line)
 
 
+@pytest.mark.thorough
 def test_it_goes_on_where_it_was_killed(trained, capsys):
     """Two batches and half a line are there: the rest is computed, no more, and the summary is the same; then all is there."""
     workdir = trained()
@@ -215,6 +220,7 @@ def test_it_goes_on_where_it_was_killed(trained, capsys):
     assert fewer["ode"]["evaluations"] == 13
 
 
+@pytest.mark.thorough
 def test_damaged_results_are_told_and_computed_again(trained, capsys):
     """A digit, a key, a number without end; with a checksum, and without one as in files of before. Lost lines too."""
     workdir = trained()
@@ -244,6 +250,7 @@ def test_other_conditions_are_another_file(tmp_path):
     assert one != records.path_of(tmp_path, "name", {"split": "test", "seed": 1})
 
 
+@pytest.mark.thorough
 def test_the_variance_that_was_learned():
     """It is taken where the run has one, and no other than that."""
     config = variants.apply(configs.base(), "improved,smoke")
@@ -263,6 +270,7 @@ def test_the_variance_that_was_learned():
         computed()
 
 
+@pytest.mark.thorough
 def test_mistakes(trained, monkeypatch):
     workdir = trained()
     for words, message in (

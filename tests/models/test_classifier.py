@@ -15,6 +15,7 @@ def init(network):
     return jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))
 
 
+@pytest.mark.thorough
 def test_logits():
     """They start at 0. Then image, time and dropout act, each on its example; parameters are those of the U-Net's way down."""
     network = Classifier(UNet(**TINY), classes=3)

@@ -71,6 +71,7 @@ def test_the_count_by_hand_is_the_published_one():
     assert expected_size((1, 2, 2, 2), 4, ncsnpp=False) == 61_804_419
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, blocks, multipliers, ncsnpp, millions",
     [

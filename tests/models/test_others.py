@@ -22,6 +22,7 @@ def perturbed(network, shape):
     return jax.tree.map(lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), params)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("network, shape", [(UNET, (8, 8, 1)), (UNET, (7, 10, 3)), (PERCEPTRON, (2,))])
 def test_networks(network, shape):
     """Output like the input, zero at the start; examples on their own; time matters; dropout by per-example keys."""
@@ -57,6 +58,7 @@ def test_two_outputs_per_channel(name):
     assert [b.shape[-1] / a.shape[-1] for a, b in pairs if a.shape != b.shape] == [2, 2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, options", [*((name, {}) for name in NETWORKS), ("unet", {"scale_shift_norm": True})])
 def test_labels(name, options):
     """A network with classes has one parameter more, the embedding. Labels act, each on its example; None is the null label."""

@@ -60,6 +60,7 @@ def test_a_size_that_does_not_fit_names_those_that_do():
     check_image_size((28, 24), 3)
 
 
+@pytest.mark.thorough
 @both
 def test_bfloat16_computes_and_float32_stays(options):
     exact, half = UNet(**options), UNet(**options | dict(dtype="bfloat16"))

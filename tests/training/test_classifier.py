@@ -54,6 +54,7 @@ def perturbed(params):
     return jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), params)
 
 
+@pytest.mark.thorough
 def test_its_loss_is_the_cross_entropy_of_noised_images(classifier_config, tiny_source):
     """log 10 at the start. Probabilities add up to 1; they depend on the image, on time, and on no other example."""
     classifier_config.network.dropout = 0.0
@@ -83,6 +84,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_device")
 def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeypatch):
     """A run stopped and continued is the run that was not stopped. It guides another one's samples, and draws none itself."""

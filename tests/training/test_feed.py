@@ -61,6 +61,7 @@ def of_array_records(path):
     return SOURCES["mnist"](memory_limit_mb=0, **options), SOURCES["mnist"](memory_limit_mb=100, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["streamed", "folder", pytest.param("array_record", marks=pytest.mark.full)])
 def test_a_streamed_run_is_the_run_in_memory(kind, metrics, tiny_config, tiny_source, tmp_path):
     """Bit for bit, with a stop in between, two averages and two micro-batches."""
@@ -85,6 +86,7 @@ def test_a_streamed_run_is_the_run_in_memory(kind, metrics, tiny_config, tiny_so
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "streamed")
 
 
+@pytest.mark.thorough
 def test_flips_are_addressed_per_example(tiny_config):
     """A picture's loss is that of the picture or of its mirror image, as its own key says, each for about half."""
     plain = build(tiny_config, (8, 8, 1))

@@ -43,6 +43,7 @@ class Spy(nn.Module):
         return self.param("w", nn.initializers.zeros, ()) + 1000.0 * labels[:, None] + jnp.zeros_like(x)
 
 
+@pytest.mark.thorough
 def test_labels_are_dropped_in_the_share_and_per_example(config, monkeypatch):
     """The others stay. What is dropped depends on the example's key, not on where it stands."""
     monkeypatch.setitem(NETWORKS, "spy", Spy)
@@ -95,6 +96,7 @@ def run(config, point_source, trained, monkeypatch):
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["ddim", "adaptive_ode"])
 def test_a_sample_depends_on_its_label_not_on_those_of_others(sampler, run):
     run.config.sampler.name = sampler
@@ -133,6 +135,7 @@ def test_labels_are_called_by_the_names_of_classes(config):
             guided.numbers([label], len(names) or 3, names)
 
 
+@pytest.mark.thorough
 def test_a_denoiser_of_a_class_by_its_name(run):
     x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.asarray(0.5)
     named = dataclasses.replace(run, class_names=NAMES)
@@ -156,6 +159,7 @@ def by_hand(run, denoise, labels):
     return sample(ddim(eta=0.0), denoise, run.process, times, keys, (2,))
 
 
+@pytest.mark.thorough
 def test_guidance_is_that_of_the_kernel(run):
     """With the two predictions from two calls; the evaluations are counted, and at scale 1 there is one a step."""
     labels = jnp.array([0, 1, 2, 0])
@@ -179,6 +183,7 @@ def test_guidance_is_that_of_the_kernel(run):
     np.testing.assert_allclose(run.sample(4, guidance=options), by_hand(run, expected, labels).x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_scale_and_interval_are_arguments_of_one_program(run):
     run.sample(3)
     assert len(run.compiled) == 1
@@ -213,6 +218,7 @@ def test_both_predictions_come_from_one_call(config, monkeypatch):
         assert set(sizes) == {(size, size)}
 
 
+@pytest.mark.thorough
 def test_autoguidance(run, config, point_source, trained, tmp_path):
     """The weaker run, here an earlier checkpoint, with the same labels in place of the null label. Of any two runs alike."""
     weak = shutil.copytree(run.workdir, tmp_path / "weak")
@@ -248,6 +254,7 @@ def test_denoisers_of_a_conditional_run(run):
             run.denoiser(wrong)
 
 
+@pytest.mark.thorough
 def test_encoding_is_that_of_the_label(run):
     """And wants one: by default image i would get the label i."""
     x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
@@ -285,6 +292,7 @@ def test_mistakes(run, config, point_source, trained):
     assert plain.sample(3).shape == (3, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_a_likelihood_is_that_of_the_example_given_its_label(solver, run):
     run.config.eval.update(bpd=True, steps=3, solver="rk4", bound_terms=2)

@@ -54,6 +54,7 @@ def test_no_image_is_mirrored(tiny_config, tiny_source):
     assert program(True) == program(False)
 
 
+@pytest.mark.thorough
 def test_it_is_logged_every_so_many_steps(point_config, point_source, tmp_path, metrics, monkeypatch):
     """By the average that sampler.ema names; a loss that is no number is none. Two steps see the same times and noise."""
     point_config.train.update(steps=6, log_every=1, checkpoint_every=6, sample_every=0)

@@ -66,6 +66,7 @@ def config_of(workdir, **changes):
     return config
 
 
+@pytest.mark.thorough
 def test_the_command_writes_before_mask_and_after(workdir, capsys):
     """Five samples of three images: the known pixels as they were, and a row of the picture per image."""
     config = config_of(workdir, sampler__num_samples=5, inpaint__resamplings=2)
@@ -92,6 +93,7 @@ def test_the_command_writes_before_mask_and_after(workdir, capsys):
         np.testing.assert_array_equal(second, samples[3 + i, ..., 0] if i < 2 else np.full((8, 8), 128))
 
 
+@pytest.mark.thorough
 def test_in_python(workdir):
     """All methods; the same as by the command; known pixels bit for bit, here and with any clipping."""
     run = ddpm_jax.load(workdir)
@@ -155,6 +157,7 @@ def test_images_that_are_none(pictures):
         inpainting.given(pictures, MASK, SHAPE)
 
 
+@pytest.mark.thorough
 def test_files_that_fit(workdir):
     config = config_of(workdir)
     stored = {"stored.npz": PICTURES, "today.npz": PICTURES}

@@ -33,7 +33,7 @@ def poisoned(source):
     return Source(source.arrays | {"image": image}, source.num_classes)
 
 
-@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("everything", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_stopping_and_continuing_changes_nothing(everything, request, tmp_path, capsys, metrics):
     """Stopped at a step that no log line falls on: parameters, averages, optimizer state and metrics are bit-equal.
 
@@ -73,6 +73,7 @@ def test_stopping_and_continuing_changes_nothing(everything, request, tmp_path, 
     chex.assert_trees_all_equal(whole, again)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("before, after", [(8, 1), (1, 8)])
 def test_continued_on_another_number_of_devices(before, after, point_config, point_source, tmp_path, metrics):
     """The losses agree to 1e-5 of themselves, the parameters and averages to 2e-4, as those of the steps do."""
@@ -88,6 +89,7 @@ def test_continued_on_another_number_of_devices(before, after, point_config, poi
     chex.assert_trees_all_close((whole.params, whole.ema), (parts.params, parts.ema), atol=2e-4)
 
 
+@pytest.mark.thorough
 def test_the_start_of_the_log_says_the_batch(point_config, point_source, tmp_path, capsys):
     point_config.train.update(steps=1, micro_batches=2)
     train(point_config, point_source, tmp_path, devices=4)
@@ -95,6 +97,7 @@ def test_the_start_of_the_log_says_the_batch(point_config, point_source, tmp_pat
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_metrics_are_those_of_the_steps(point_config, point_source, tmp_path, metrics):
     """A line holds the mean over its interval: logging every step and every fourth agree."""
     point_config.train.update(steps=4, log_every=1, checkpoint_every=4, sample_every=0)
@@ -109,6 +112,7 @@ def test_metrics_are_those_of_the_steps(point_config, point_source, tmp_path, me
     np.testing.assert_allclose([line["learning_rate"] for line in each], [1e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_divergence_stops_at_the_first_bad_step_and_keeps_the_checkpoint(point_config, point_source, tmp_path, metrics):
     """One batch holds the example that is no number; with `skip` the run goes on from there."""
     point_config.train.update(steps=6, log_every=6, checkpoint_every=1, sample_every=0)
@@ -128,6 +132,7 @@ def test_divergence_stops_at_the_first_bad_step_and_keeps_the_checkpoint(point_c
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.thorough
 def test_skipped_updates_are_counted_and_limited(point_config, point_source, tmp_path, capsys, metrics):
     """A line that holds skipped steps alone has no loss; the rate of the warm-up is that of the updates made."""
     point_config.train.update(steps=6, log_every=1, checkpoint_every=6, sample_every=0, on_nonfinite="skip", max_skips=3)
@@ -157,6 +162,7 @@ class Rooted(nn.Module):
         return x + jnp.sqrt(self.param("w", nn.initializers.zeros, x.shape[1:]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_debug_nans_names_the_operation_and_its_line(where, point_config, point_source, tmp_path, monkeypatch):
     """The logarithm of a negative weight, and the slope of a square root at 0; in micro-batches."""

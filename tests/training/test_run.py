@@ -45,6 +45,7 @@ def workdir(tiny_config, tiny_source, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.thorough
 def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     """run.sample is the kernel's sample with run.denoise, run.process and the run's clipping; frames end in the samples."""
     run = ddpm_jax.load(workdir)
@@ -70,6 +71,7 @@ def test_a_loaded_run_samples_and_plugs_into_the_kernel(workdir):
     assert len(run.compiled) == 2  # one more for the film; eta and seed are arguments
 
 
+@pytest.mark.thorough
 def test_images_go_up_to_their_noises_and_down_again(workdir):
     """encode and decode are the kernel's with run.denoise, undone by each other but for the error of 200 steps; img2img too."""
     run = ddpm_jax.load(workdir)
@@ -119,6 +121,7 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
         run.sample(3, save="png")
 
 
+@pytest.mark.thorough
 def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
     """By number; the run's config names the one of `params`. Another costs no compilation."""
     point_config.ema.decays = (0.9, 0.0)
