@@ -76,4 +76,5 @@ def remedy(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """The kind of an error and the first line of what it says, of a long one the beginning and the end."""
     text = (str(error).splitlines() or [""])[0].rstrip(". ")
-    return f"{type(error).__name__}: " + (f"{text[:100]} ... {text[-100:]}" if len(text) > 220 else text)
+    text = f"{text[:100]} ... {text[-100:]}" if len(text) > 220 else text
+    return ": ".join(filter(None, (type(error).__name__, text)))

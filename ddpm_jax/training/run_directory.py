@@ -155,13 +155,14 @@ def _cannot_be_written(workdir: Path, error: OSError) -> UserError:
 
 def check_agreement(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError, naming the keys, where the config differs from the run's in what its parameters depend on."""
-    differing = configs.differences(read(workdir)[0], config)
-    if differing:
+    saved = read(workdir)[0]
+    if differing := configs.differences(saved, config):
+        on_purpose = configs.unflatten(configs.flatten(config) | {"train.allow_changes": True})
+        can_be = not configs.differences(saved, on_purpose)
         raise UserError(
             f"{workdir} holds a run with another config: {'; '.join(differing)} (there -> here). To continue that run leave "
-            "these as they are there (or give --workdir without --config); for a new run give another --workdir. Keys of "
-            "optim, loss and train are changed on purpose with --config.train.allow_changes=true, but for those that change "
-            "what the parameters are."
+            "these as they are there (or give --workdir without --config); for a new run give another --workdir."
+            + (" To change them on purpose add --config.train.allow_changes=true." if can_be else "")
         )
 
 

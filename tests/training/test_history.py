@@ -102,6 +102,9 @@ def test_a_run_that_starts_from_another_and_is_changed_on_purpose(train, tmp_pat
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(UserError, match=r"optim.learning_rate: 0.0002 -> 0.5.*--config.train.allow_changes=true"):
         train("b", longer)
+    with pytest.raises(UserError, match="network.channels: .*") as caught:
+        train("b", longer | {"network.channels": 16})
+    assert "allow_changes" not in str(caught.value)
     allowed = longer | {"train.allow_changes": True}
     for key, value in {"seed": 1, "network.channels": 16, "train.init": "", "loss.name": "hybrid"}.items():
         with pytest.raises(UserError, match=f"another config: {key}: [^;]*there -> here"):
