@@ -1,6 +1,7 @@
 """The one loop that all samplers run in, down to samples and up to their noise.
 
-`sample` and `encode` are all of it. `sampling` and `encoding` are the same in parts, for programs that tell how far they are.
+`sample` and `encode` are all of it, a `jax.lax.scan` over the transitions. `sampling` and `encoding` are the same in parts, for
+programs that tell how far they are.
 """
 
 from collections.abc import Callable
@@ -159,24 +160,27 @@ def _course(sampler, denoise, process, times, start, normal, frames, result):
         carry = x, x, sampler.init(x), jnp.zeros((), int), film
         return jax.tree.map(lambda array: jnp.asarray(array, array.dtype), carry)  # of types that no transition changes
 
-    def through(step, transitions):
-        def body(k, carry):
+    def through(step):
+        def body(carry, transition):
             x, _, memory, evaluations, film = carry
-            i, t, s = (part[k] for part in transitions)
+            i, t, s = transition
             film = _record(film, stops, x, i)
             counted, apart, spent = meter(denoise)
             x, mean, memory = step(counted, process, x, memory, At(t, s, i, n, lambda j: normal(i + 1, j), apart))
-            return x, mean, memory, evaluations + spent(), film
+            return (x, mean, memory, evaluations + spent(), film), None
 
         return body
 
     def advance(carry, first, last):
-        clip, done = np.clip if concrete(first, last) else jnp.clip, 0
+        known, done = concrete(first, last), 0
         for step, transitions in sampler.phases(times):
-            count = len(transitions[0])
-            if count:
-                ends = (clip(end - done, 0, count) for end in (first, last))
-                carry = jax.lax.fori_loop(*ends, through(step, transitions), carry)  # a scan, where the ends are known
+            count, body = len(transitions[0]), through(step)
+            low, high = ((np if known else jnp).clip(end - done, 0, count) for end in (first, last))
+            if known:
+                carry, _ = jax.lax.scan(body, carry, tuple(part[low:high] for part in transitions))
+            elif count:  # a scan has a length that is known; this loop makes one program for parts of any length
+                of = lambda k, transitions=transitions: tuple(part[k] for part in transitions)  # noqa: E731
+                carry = jax.lax.fori_loop(low, high, lambda k, carry, body=body, of=of: body(carry, of(k))[0], carry)
             done += count
         return carry
 
