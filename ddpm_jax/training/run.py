@@ -158,6 +158,8 @@ class Run:
         Keyword arguments and errors as for `encode`, but for the sampler, which is the run's own.
         """
         given = checked(images, self.image_shape, "The images")
+        if until is None:
+            raise UserError("until must be a time, found None: give 0.5, say.")
         return self._draw(len(given), sampler, start=given, until=until).x
 
     def trajectory(self, count: int, frames: int = 24, **sampler: Any) -> np.ndarray:

@@ -110,6 +110,8 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
         run.img2img(x, 1.5)
     with pytest.raises(UserError, match="until must be a time .* found '0.5'"):
         run.img2img(x, "0.5")
+    with pytest.raises(UserError, match="until must be a time, found None"):
+        run.img2img(x, None)
     with pytest.raises(UserError, match=r"The noises must be of the run's shape"):
         run.decode(latents[0])
     for wrong in (pictures, np.where(latents > 0, np.nan, latents), np.where(latents > 0, np.inf, latents)):
