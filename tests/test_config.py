@@ -870,7 +870,7 @@ def test_a_constructor_of_ones_own_keeps_its_defaults(monkeypatch):
         assert f"mine5_eta{eta:g}_seed0" in sampling.sample_name(config, 1)
         assert (sampling.how(config)["sampler"]["eta"], sampling.how(config)["sampler"]["order"]) == (eta, 3)
         assert configs.fixed(config)["process.beta_max"] == beta_max
-    assert configs.takers("sampler.eta") == {"ddim": 0.0, "mine": 1.0}
+    assert {"ddim": 0.0, "mine": 1.0}.items() <= configs.takers("sampler.eta").items()
     assert smoke({"sampler.name": "ddim"}).sampler.eta == AUTO
 
 
