@@ -54,18 +54,24 @@ def dpm_solver_2() -> Sampler:
     return Sampler(Partial(no_memory), Partial(_dpm_solver_2_step), noise_free=True, order=2, needs_alpha=IN_LOG_SNR)
 
 
-def _dpm_solver_3_step(denoise, process, x, memory, at):
+BY = {"eps": (move_by_eps, bend_by_eps), "x0": (move_by_x0, bend_by_x0)}
+
+
+def _third_order_step(kind, denoise, process, x, memory, at):
+    """kind: which of the predictions is taken as a line in lambda."""
+    move, bend = BY[kind.value]
+    predicted = lambda x, t: getattr(denoise(x, t), kind.value)  # noqa: E731
     _, h, _ = span(process, at)
     first, second = (_on_the_way(process, at, share) for share in (1 / 3, 2 / 3))
-    eps = denoise(x, at.t).eps
+    here = predicted(x, at.t)
 
     def moved(to, slope, h):
-        """x moved by eps + slope u from u = 0 to 1."""
-        return move_by_eps(process, x, eps, at.t, to) + bend_by_eps(process, to, h, [eps, slope])
+        """x moved by here + slope u from u = 0 to 1."""
+        return move(process, x, here, at.t, to) + bend(process, to, h, [here, slope])
 
-    at_first = denoise(moved(first, 0.0, h / 3), first).eps
-    at_second = denoise(moved(second, 2 * (at_first - eps), 2 * h / 3), second).eps
-    x = moved(at.s, 1.5 * (at_second - eps), h)
+    at_first = predicted(moved(first, 0.0, h / 3), first)
+    at_second = predicted(moved(second, 2 * (at_first - here), 2 * h / 3), second)
+    x = moved(at.s, 1.5 * (at_second - here), h)
     return x, x, memory
 
 
@@ -75,7 +81,8 @@ def dpm_solver_3() -> Sampler:
     eps is taken as a line in lambda: from t through 1/3 of the way up to 2/3, from t through 2/3 up to s. Order 3. Evaluations
     per step: 3.
     """
-    return Sampler(Partial(no_memory), Partial(_dpm_solver_3_step), noise_free=True, order=3, needs_alpha=IN_LOG_SNR)
+    step = Partial(_third_order_step, Static("eps"))
+    return Sampler(Partial(no_memory), step, noise_free=True, order=3, needs_alpha=IN_LOG_SNR)
 
 
 def _dpmpp_2s(denoise, process, x, at):
@@ -100,27 +107,13 @@ def dpmpp_2s() -> Sampler:
     return Sampler(Partial(no_memory), Partial(_dpmpp_2s_step), noise_free=True, order=2, needs_alpha=IN_LOG_SNR)
 
 
-def _dpmpp_3s_step(denoise, process, x, memory, at):
-    _, h, _ = span(process, at)
-    first, second = (_on_the_way(process, at, share) for share in (1 / 3, 2 / 3))
-    x0 = denoise(x, at.t).x0
-
-    def moved(to, slope, h):
-        """x moved by x0 + slope u from u = 0 to 1."""
-        return move_by_x0(process, x, x0, at.t, to) + bend_by_x0(process, to, h, [x0, slope])
-
-    at_first = denoise(moved(first, 0.0, h / 3), first).x0
-    at_second = denoise(moved(second, 2 * (at_first - x0), 2 * h / 3), second).x0
-    x = moved(at.s, 1.5 * (at_second - x0), h)
-    return x, x, memory
-
-
 def dpmpp_3s() -> Sampler:
     """DPM-Solver++ of order 3, single step (Lu et al. 2022b, their code): `dpm_solver_3` with x0 in the place of eps.
 
     Order 3. Evaluations per step: 3.
     """
-    return Sampler(Partial(no_memory), Partial(_dpmpp_3s_step), noise_free=True, order=3, needs_alpha=IN_LOG_SNR)
+    step = Partial(_third_order_step, Static("x0"))
+    return Sampler(Partial(no_memory), step, noise_free=True, order=3, needs_alpha=IN_LOG_SNR)
 
 
 FAST_ENDS = {0: (_dpm_solver_2_step, _dpm_solver_1_step), 1: (_dpm_solver_1_step,), 2: (_dpm_solver_2_step,)}
@@ -136,7 +129,7 @@ def dpm_fast(*, remainder: int = 0) -> Sampler:
     if remainder not in FAST_ENDS:
         raise ValueError(f"remainder must be 0, 1 or 2, found {remainder}")
     end = tuple(map(Partial, FAST_ENDS[remainder]))
-    order, step = 3 if remainder == 2 else 2, Partial(_dpm_solver_3_step)
+    order, step = 3 if remainder == 2 else 2, Partial(_third_order_step, Static("eps"))
     return Sampler(Partial(no_memory), step, noise_free=True, end=end, order=order, needs_alpha=IN_LOG_SNR)
 
 
