@@ -235,6 +235,7 @@ def test_the_bound_of_the_optimal_denoiser_reaches_the_density(x64):  # noqa: AR
     np.testing.assert_allclose(coarse / fine, 2, atol=0.3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["continuous_cosine", "sub_vp", "rectified_flow", "ve", "linear"])
 def test_the_times_of_a_chain(name):
     """In float32 they decrease strictly between the ends, exactly; the log-SNRs near the data are evenly spaced."""

@@ -108,6 +108,7 @@ def gated(gate, others):
 
 WITH_ORDER = [name for name, make in ROWS.items() if make().order]
 THOROUGH = pytest.mark.thorough
+QUICK = SAMPLERS.keys() - {"euler_ancestral", "generalized_ddim", "dpm_fast"}  # which are made of others, see SAME
 COUNTS = (64, 128, 256)
 FUNCTIONS = ("log_alpha", "alpha", "sigma", "inverse_log_snr", "time_input")
 
@@ -222,7 +223,7 @@ def even_times(process, steps):
 
 
 
-@pytest.mark.parametrize("name", [name if name in SAMPLERS else pytest.param(name, marks=THOROUGH) for name in WITH_ORDER])
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=THOROUGH) for name in WITH_ORDER])
 def test_every_sampler_has_the_order_that_it_states_on_every_process(name, x64):  # noqa: ARG001
     """64, 128 and 256 steps, where data and noise are mixed: at log-SNR -10 the errors of a low-order start would not show.
 

@@ -30,6 +30,7 @@ def draw(config, params, devices=1, **sampler):
     return sampling.make_draw(task, config.sampler, devices)(parallel.replicate(params, devices))
 
 
+@pytest.mark.thorough
 def test_the_first_of_many_are_the_few(tiny_config, params):
     """6 samples, the first 4 of which are the 4 of a smaller run; in batches or at once, on one device, four or eight."""
     few, evaluations, _ = draw(tiny_config, params, num_samples=4, batch_size=64)
