@@ -222,7 +222,6 @@ def even_times(process, steps):
     return process.inverse_log_snr(-2.0 + 7.0 * jnp.arange(COUNTS[-1] + 1) / steps)
 
 
-
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=THOROUGH) for name in WITH_ORDER])
 def test_every_sampler_has_the_order_that_it_states_on_every_process(name, x64):  # noqa: ARG001
     """64, 128 and 256 steps, where data and noise are mixed: at log-SNR -10 the errors of a low-order start would not show.
