@@ -28,7 +28,7 @@ from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
-from ddpm_jax.evaluation.bits_per_dimension import make_compute, variance_of
+from ddpm_jax.evaluation.bits_per_dimension import make_compute, summarise, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
@@ -291,3 +291,24 @@ def test_mistakes(trained, monkeypatch):
     monkeypatch.setitem(SOURCES, "made_up", lambda *, split: larger)  # noqa: ARG005
     with pytest.raises(UserError, match=r"images of \[4, 4, 1\] and the data are now \[8, 8, 1\]"):
         evaluate(workdir)
+
+
+def test_means_and_standard_errors_by_hand():
+    """Of three examples in two dimensions: nats over D log 2, the spread by n - 1; of one example there is no error."""
+    nats = [3.0, 5.0, 10.0]
+    results = [
+        {
+            "ode": x, "ode_evaluations": 10, "bound": 2 * x, "bound_prior": 0.5, "bound_terms": [x, 0.0], "bound_decoder": 1.0,
+            "bound_evaluations": 7,
+        }
+        for x in nats
+    ]  # fmt: skip
+    unit = 2 * np.log(2)
+    summary = summarise(results, (2,))
+    spread = np.sqrt(sum((x - 6) ** 2 for x in nats) / 2)
+    assert summary["ode"]["bits_per_dimension"] == pytest.approx(6 / unit)
+    assert summary["ode"]["standard_error"] == pytest.approx(spread / np.sqrt(3) / unit)
+    assert summary["bound"]["standard_error"] == pytest.approx(2 * spread / np.sqrt(3) / unit)
+    assert summary["bound"]["terms_by_tenth"] == pytest.approx([6 / unit, 0])
+    assert summarise(results[:1], (2,))["ode"]["standard_error"] is None
+    assert summarise(results, (2, 1, 1))["ode"]["bits_per_dimension"] == pytest.approx(6 / unit + 7)
