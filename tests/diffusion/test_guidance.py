@@ -48,7 +48,6 @@ def log_prob_of(data, process, label):
 # ------------------------------------------------------------------------------------------------ by a classifier
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_with_the_exact_classifier_the_score_form_is_the_conditional_denoiser(name, x64):  # noqa: ARG001
     """At w = 1; at w = 0 the unconditional one. To 1e-8, at times from log-SNR 6 to -6, with labels of each example's own.
@@ -243,7 +242,6 @@ def test_rescaling_without_deviation_is_finite_and_without_a_type_refused():
         classifier_free(exact_pair(process), process, scale=2.0, rescale=0.7)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("learned", [False, True])
 def test_one_call_for_both_conditions(learned, x64):  # noqa: ARG001
     process, calls = PROCESSES["vp"](), []

@@ -245,7 +245,6 @@ def dps_by_hand(process, times, x, noises, zeta):
     return x, mean
 
 
-@pytest.mark.thorough
 def test_dps_is_algorithm_1_and_its_bias(x64):  # noqa: ARG001
     """On 100 points at zeta 0.3 the known pixel ends at 1.00 -+ 0.18, the other at 0.99 -+ 0.41 where 0.90 -+ 0.44 is true."""
     process = PROCESSES["vp"]()

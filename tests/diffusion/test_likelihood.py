@@ -263,7 +263,6 @@ def chain():
     return process, x, keys, times, bound
 
 
-@pytest.mark.thorough
 def test_the_parts_of_the_bound(chain):
     process, x, keys, times, bound = chain
     found = bound(x, keys)
@@ -277,7 +276,6 @@ def test_the_parts_of_the_bound(chain):
         chex.assert_trees_all_close(getattr(few, name), getattr(found, name)[..., 2:5], rtol=1e-5)
 
 
-@pytest.mark.thorough
 def test_some_of_the_terms(chain):
     """Each is the term of the whole sum, times 39 / 10, one of each tenth; on the average over examples they are the sum."""
     _, x, _, times, bound = chain
