@@ -47,7 +47,6 @@ def test_slerp_has_a_gradient_also_where_nothing_turns():
         assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
-@pytest.mark.thorough
 def test_img2img_from_pure_noise_is_sampling_whatever_the_image(x64):  # noqa: ARG001
     """Where alpha = 0 bit for bit the samples of the same keys; on vp, where alpha = 0.0066 at t_max, nearly."""
     for name, options, tolerance in (("linear", {"zero_terminal_snr": True}, 0.0), ("vp", {}, 1e-3)):

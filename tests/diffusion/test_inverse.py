@@ -216,7 +216,6 @@ def repaint_by_hand(process, times, resamplings):
     return mean, covariance
 
 
-@pytest.mark.thorough
 def test_replacement_and_repaint_are_their_recursions_and_resampling_removes_the_bias(x64):  # noqa: ARG001
     """Replacement ends at 0.54 -+ 0.65 and 32 resamplings at 0.890 -+ 0.443 where 0.900 -+ 0.436 is true."""
     process = PROCESSES["vp"]()

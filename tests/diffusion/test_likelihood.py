@@ -22,7 +22,8 @@ from ddpm_jax.diffusion.likelihood import (
     rk4,
     variational_bound,
 )
-from ddpm_jax.diffusion.process import Process, prior_kl, prior_log_density
+from ddpm_jax.diffusion.predictions import Prediction
+from ddpm_jax.diffusion.process import Process, expand, prior_kl, prior_log_density
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.transforms import clipped
 
@@ -288,3 +289,19 @@ def test_some_of_the_terms(chain):
     np.testing.assert_allclose(np.bincount(places.ravel(), minlength=39), 2000 * 10 / 39, rtol=0.2)
     difference = np.asarray(some.terms.sum(0) - whole.terms.sum(0))
     assert abs(difference.mean()) < 4 * difference.std() / 2000**0.5
+
+
+def test_each_transition_of_the_bound_has_a_noise_of_its_own():
+    """And so has the decoder: all are found from what the denoiser is asked."""
+    process, x0, seen = PROCESSES["linear"](steps=5, rescale=False, beta_start=0.1, beta_end=0.5), jnp.ones((2, 3)), []
+
+    def denoise(x, t):
+        eps = (x - expand(process.alpha(t), x) * x0) / expand(process.sigma(t), x)
+        seen.append(np.asarray(eps))
+        return Prediction(x0, eps)
+
+    with jax.disable_jit():
+        times = chain_times(process, steps=5)
+        knobs = {"variance": BOUND_VARIANCES["large"], "to_data": True}
+        variational_bound(denoise, process, x0, jax.random.split(jax.random.key(0), 2), times, **knobs)
+    assert len(seen) == 5 and len(np.unique(np.round(seen, 4))) == 5 * x0.size

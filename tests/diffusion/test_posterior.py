@@ -23,7 +23,6 @@ def of_pair(process, x, x0, t, s):
     return posterior_mean(process, x, x0, t, s), small_variance(process, t, s), large_variance(process, t, s)
 
 
-@pytest.mark.thorough
 def test_posterior_is_bayes(process, times):
     """The product of the densities q(x_s | x_0) and q(x_t | x_s) in x_s, by adding precisions; up to alpha_t = 0."""
     t, s = times[1:], times[:-1]
