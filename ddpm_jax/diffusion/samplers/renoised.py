@@ -9,20 +9,13 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.process import root
-from ddpm_jax.diffusion.samplers.core import IN_LOG_SNR, Sampler, half_log_snr, no_memory, time_at
+from ddpm_jax.diffusion.samplers.core import IN_LOG_SNR, Sampler, no_memory, span, time_at
 
 
-def _down(eta, r, h):
-    """log(z_t / z_down), and z_up / z_s, where r is of two levels that are h apart in log(1 / z); r < 1."""
+def _down(eta, h):
+    """log(z_t / z_down), and z_up / z_s, of two levels whose log(1 / z) are h apart, h finite."""
+    r = -jnp.expm1(-2 * h)
     return h - 0.5 * jnp.log1p(-(eta**2) * r), eta * root(r)
-
-
-def _span(process, at):
-    """lambda_t, h, r and whether s is at sigma = 0; there h = 1, and r is so too."""
-    half_t, half_s = half_log_snr(process, at.t), half_log_snr(process, at.s)
-    at_end = jnp.isposinf(half_s)
-    h = jnp.where(at_end, 1.0, half_s - half_t)
-    return half_t, h, -jnp.expm1(-2 * h), at_end
 
 
 def _by_eps(process, x, prediction, t, s, h):
@@ -37,8 +30,8 @@ def _by_x0(process, x, prediction, t, s, h):
 
 
 def _midpoint_step(move, eta, denoise, process, x, memory, at):
-    half_t, h, r, at_end = _span(process, at)
-    h_down, up = _down(eta, r, h)
+    half_t, h, at_end = span(process, at)
+    h_down, up = _down(eta, h)
     middle = jnp.where(at_end, at.t, time_at(process, half_t + h_down / 2))
     here = denoise(x, at.t)
     there = denoise(move(process, x, here, at.t, middle, jnp.where(at_end, 0.0, h_down / 2)), middle)
@@ -69,15 +62,15 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Sampler:
 
 
 def _dpmpp_sde_step(eta, denoise, process, x, memory, at):
-    half_t, h, r, at_end = _span(process, at)
+    half_t, h, at_end = span(process, at)
     middle = jnp.where(at_end, at.t, time_at(process, half_t + h / 2))
     here = denoise(x, at.t)
-    to_middle, up_to_middle = _down(eta, -jnp.expm1(-h), h / 2)
+    to_middle, up_to_middle = _down(eta, h / 2)
     first = at.noise(0)
     x_middle = _by_x0(process, x, here, at.t, middle, jnp.where(at_end, 0.0, to_middle))
     x_middle += jnp.where(at_end, 0.0, process.sigma(middle) * up_to_middle) * first
     there = denoise(x_middle, middle)
-    to_s, up = _down(eta, r, h)
+    to_s, up = _down(eta, h)
     mean = _by_x0(process, x, there, at.t, at.s, jnp.where(at_end, jnp.inf, to_s))
     share = 1 / (1 + jnp.exp(-h / 2))  # (z_t - z_middle) / (z_t - z_s)
     noise = jnp.sqrt(share) * first + jnp.sqrt(1 - share) * at.noise(1)
