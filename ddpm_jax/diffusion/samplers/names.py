@@ -38,7 +38,7 @@ SAMPLERS_ELSEWHERE: dict[str, str] = {
     "dpmpp_2s_a": "dpmpp_2s_ancestral",
     "dpmpp_2m_sde": "sde_dpmpp_2m",
     "dpmpp_2m_sde_heun": "sde_dpmpp_2m, slope=heun",
-    "dpmpp_3m_sde": "sde_dpmpp_3m, published=true",
+    "dpmpp_3m_sde": "sde_dpmpp_3m, published=true, lower_order_final=false",
     "uni_pc": "unipc, order=3, variant=bh1",
     "uni_pc_bh2": "unipc, order=3",
     "addim": "adjusted_ddim",
