@@ -86,6 +86,9 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
     if not nearest.is_dir():
         raise UserError(f"{directory} cannot be a run directory: {nearest} is a file. Give another --workdir.")
     config = load(config_spec) if config_spec else run_directory.read(directory)[0]
+    configs.check_complete(config)
+    if run_directory.exists(directory) and configs.is_default("addresses", config):  # so that it continues older runs, too
+        config.addresses = run_directory.read(directory)[0].addresses
     for override in overrides:
         apply_override(config, *override)
     configs.validate(config)

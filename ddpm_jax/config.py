@@ -12,6 +12,7 @@ from ddpm_jax.construct import AUTO, own_default, takes
 from ddpm_jax.data import SOURCES, toy2d
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.inverse import INPAINTING
+from ddpm_jax.diffusion.keys import ADDRESSES, BY_PURPOSE
 from ddpm_jax.diffusion.likelihood import FROM_END_TO_END, PROBES, SOLVERS
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS
 from ddpm_jax.diffusion.posterior import VARIANCES
@@ -81,6 +82,7 @@ STEPS = 100_000  # of a table, a chain or a grid, at most
 KEYS: dict[str, Key] = {
     "task": Key("diffusion", "what is trained", TASKS),
     "seed": Key(0, "of parameters, batches, training noise", SEED),
+    "addresses": Key(BY_PURPOSE, "random numbers of each purpose have their own, or share them as in older runs", ADDRESSES),
     "data.name": Key("digits", "the data set; any other name: that set of tensorflow-datasets", SOURCES),
     "data.split": Key("train", "the part of it that is trained on"),
     "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets", FOLDER),

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -95,7 +96,7 @@ MISTAKES = {
     "--config=configs/none.py": ["config.network.multipliers takes a tuple of ints", "found None."],
     "--config=configs/nan.py": ["config.optim.learning_rate takes a float greater than 0", "found nan."],
     "--config=configs/lacks.py": ["The config lacks ema.decays", "ddpm_jax.config.base()"],
-    "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed and those of cond, data, ema,"],
+    "--config=configs/adds.py": ["no config key 'mine.a'. The keys are task, seed, addresses and those of cond, data, ema,"],
     # variants
     GOOD + ":smok": ["no variant 'smok'; the variants are ddpm, ddim, vp,", "Did you mean smoke?"],
     GOOD + ":ddmi": ["no variant 'ddmi'", "Did you mean ddim?"],
@@ -118,8 +119,8 @@ MISTAKES = {
     GOOD + " --config.optim.zzz=1": ["The keys of optim are name, learning_rate, warmup_steps, b1, b2, eps, clip_norm."],
     GOOD + " --config.optim=1": ["'optim'. It is a section: set one of its keys, optim.name, optim.learning_rate,"],
     GOOD + " --config.optim.=1": ["'optim'. It is a section: set one of its keys, optim.name"],
-    GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed and those of cond, data, ema, eval,"],
-    GOOD + " --config.=1": ["no config key ''. The keys are task, seed and those of cond, data,"],
+    GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed, addresses and those of cond, data, ema, eval,"],
+    GOOD + " --config.=1": ["no config key ''. The keys are task, seed, addresses and those of cond, data,"],
     # values
     GOOD + " --config.optim.b1": ["config.optim.b1 takes a float", "found no value: write --config.optim.b1=<value>."],
     GOOD + " --config.data.split --debug": ["config.data.split takes a string, found no value"],
@@ -287,6 +288,20 @@ def test_a_run_is_continued_with_its_own_config(here):  # noqa: ARG001
     assert read(GOOD + ":smoke --workdir=run --config.train.steps=9")[1].train.steps == 9
     with pytest.raises(UserError, match=r"ema.decays: \(0.9999,\) -> \(0.5,\)"):
         read(GOOD + ":smoke --workdir=run --config.ema.decays=0.5")
+
+
+def test_a_run_keeps_its_random_numbers(here):  # noqa: ARG001
+    """The command that began an older run continues it; a new one has the addresses of today, or those that it asks for."""
+    command_line = GOOD + ":smoke --workdir=run"
+    assert read(command_line)[1].addresses == configs.base().addresses == "by_purpose"
+    content = json.loads(Path("run/config.json").read_text())
+    del content["config"]["addresses"]
+    Path("run/config.json").write_text(json.dumps(content | {"format": 4}))
+    for words in (command_line, "--workdir=run", command_line + " --mode=sample", command_line + " --config.addresses=shared"):
+        assert read(words)[1].addresses == "shared"
+    with pytest.raises(UserError, match="addresses: 'shared' -> 'by_purpose' .*leave these as they are there"):
+        read(command_line + " --config.addresses=by_purpose --config.train.allow_changes=true")
+    assert read(GOOD + ":smoke --workdir=another --config.addresses=shared")[1].addresses == "shared"
 
 
 def test_default_run_directory():

@@ -520,7 +520,8 @@ def run_job(tmp_path_factory):
 # What several keys at once make of an aspect of the run, each of them visibly; None: something else than before.
 RUN_KEYS = [
     ({"task": "second"}, {"start": None}),
-    ({"seed": 4294967295}, {"seeds": [4294967295] * 3, "start": None, "params": None}),
+    ({"seed": 4294967295}, {"seeds": [4294967295, (4294967295, 3), 4294967295], "start": None, "params": None}),
+    ({"addresses": "shared"}, {"seeds": [0, (0,), 0], "start": None, "params": None, "drawn": None}),
     ({"ema.decays": (0.9999, 0.05), "sampler.ema": 1}, {"ema": None, "drawn": None}),  # drawn with the first: as before
     ({"train.batch_size": 20, "train.micro_batches": 5}, {"params": None, "micro_batches": 5}),
     ({"network.name": "bad", "train.on_nonfinite": "skip", "train.max_skips": 3}, {"ends": "3 updates in a row"}),

@@ -14,7 +14,7 @@ from ddpm_jax import command, variants
 from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import jobs, parallel
 from ddpm_jax.training.optimizers import OPTIMIZERS
@@ -55,7 +55,7 @@ def test_normalisation_forgets_no_time(name, names):
 def test_own_images_in_sizes_that_a_cpu_trains(name, side, parameters):
     """configs/folder.py has variants of its own."""
     config = get("folder", name)
-    params = jax.eval_shape(build(config, (side, side, 3)).init, key_of(0))
+    params = jax.eval_shape(build(config, (side, side, 3)).init, key_of(0, Purpose.INIT))
     assert config.data.image_size == (side,) and sum(leaf.size for leaf in jax.tree.leaves(params)) < parameters
 
 

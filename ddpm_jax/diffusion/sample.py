@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import BY_PURPOSE, Purpose, keys_of
 from ddpm_jax.diffusion.predictions import Denoiser
 from ddpm_jax.diffusion.process import Process, check_times, concrete
 from ddpm_jax.diffusion.samplers import At, Sampler, meter
@@ -46,9 +46,9 @@ def whole(course: Course) -> Sampled:
     return course.finish(course.advance(course.begin(), 0, course.transitions))
 
 
-def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
-    """Keys [B] of the samples of these indices [B] under a seed."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key_of(seed), indices)
+def sample_keys(seed: int | jax.Array, indices: jax.Array, addresses: str = BY_PURPOSE) -> jax.Array:
+    """Keys [B] of the samples of these indices [B] under a seed. addresses: a run's, `run.config.addresses`."""
+    return keys_of(seed, Purpose.SAMPLING, indices, addresses)
 
 
 def noise_keys(keys: jax.Array, i: int | jax.Array, j: int | jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.data.identity import Identity, digest
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import BOUND_VARIANCES, bins, density
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import SHARED, Purpose, keys_of
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
@@ -29,7 +29,7 @@ from ddpm_jax.training.progress import Progress, Report, duration
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.tasks import Task, kernel
 
-# What a random number of an evaluation is for: the last part of its address (seed, example, purpose).
+# What a random number of an evaluation is for: what its address, see `diffusion.keys`, has after the example.
 DEQUANTISE, PROBE, NOISE = range(3)
 NUMBERS = ("ode", "ode_evaluations", "bound", "bound_prior", "bound_decoder", "bound_evaluations")  # of an example
 LEVEL = 7.0  # bits of a pixel's level, of the 8 of it where x has the width 2: see `likelihood.dequantised_bits`
@@ -103,8 +103,8 @@ def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:
 
 def conditions_of_the_ode(run: Run) -> dict[str, Any]:
     """Those of them that the likelihood along the probability-flow ODE has."""
-    c = run.config.eval
-    return {
+    c, addresses = run.config.eval, run.config.addresses
+    return ({} if addresses == SHARED else {"addresses": addresses}) | {
         "checkpoint_step": int(run.state.step),
         "ema_decay": run.config.ema.decays[run.config.sampler.ema],
         "seed": c.seed,
@@ -197,7 +197,7 @@ def make_ode(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable
     solver = construct(likelihood.SOLVERS, c, choice="solver")
 
     def ode(params, batch, places):
-        rows, dequantise, probe = batch["image"], _keys(c, places, DEQUANTISE), _keys(c, places, PROBE)
+        rows, dequantise, probe = batch["image"], _keys(config, places, DEQUANTISE), _keys(config, places, PROBE)
         x = likelihood.dequantise(rows, dequantise) if pixels else rows
         found = likelihood.log_likelihood(
             _denoiser(task, config, params, batch), process, x, probe, solver=solver, probe=c.probe, probes=c.probes
@@ -211,9 +211,9 @@ def _denoiser(task, config, params, batch):
     return task.denoiser(params, batch["label"] if config.cond.labels else None)
 
 
-def _keys(section, places, purpose):
+def _keys(config, places, purpose):
     """Keys [B] of the examples' random numbers of one purpose."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_of(section.seed), places)
+    keys = keys_of(config.eval.seed, Purpose.EVALUATION, places, config.addresses)
     return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
 
@@ -229,7 +229,7 @@ def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Call
     width = -(-(c.bound_terms or len(times) - 1) // PARTS)
 
     def compute(params, batch, places):
-        rows, denoise, noise = batch["image"], _denoiser(task, config, params, batch), _keys(c, places, NOISE)
+        rows, denoise, noise = batch["image"], _denoiser(task, config, params, batch), _keys(config, places, NOISE)
         bound = likelihood.variational_bound(
             clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
             variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,

@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import Purpose, keys_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import parallel
-from ddpm_jax.training.step import HELD_OUT
 from ddpm_jax.training.tasks import Task
 
 
@@ -58,8 +57,7 @@ def make_loss(task: Task, config: ConfigDict, held_out: Source | Streamed, devic
     size = -(-min(c.batch_size, count) // len(devices)) * len(devices)
 
     def one_device(params, batch, places):
-        key = jax.random.fold_in(key_of(c.seed), HELD_OUT)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        keys = keys_of(c.seed, Purpose.HELD_OUT, places, config.addresses)
         return task.loss(params, batch, Examples(keys, places, count), task.history, training=False)[0]
 
     compute = parallel.over_devices(one_device, devices, (None, 0, 0), 0)

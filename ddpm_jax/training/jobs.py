@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import files, plots
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, identity, steps_per_epoch
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import Purpose, keys_of
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, inpainting, logs, loop, parallel, run, run_directory, sampling
 from ddpm_jax.training import history as histories
@@ -81,7 +81,7 @@ def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: 
         return
     count = min(examples if len(source.image_shape) == 3 else 2000, source.num_examples)
     batch = source.gather(np.arange(count))
-    keys = jax.random.split(key_of(config.seed), count)
+    keys = keys_of(config.seed, Purpose.FORWARD_PROCESS, np.arange(count), config.addresses)
     film = jax.jit(task.noised, static_argnums=2)(batch, keys, config.sampler.frames)
     sampling.write_film(folder, "forward_process", np.asarray(film))
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import plots, signals
 from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
+from ddpm_jax.diffusion.keys import Purpose, words_of
 from ddpm_jax.errors import Diverged, UserError, first_line
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints, parallel, run_directory, sampling
@@ -59,7 +60,7 @@ def train(
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
 
     def start(params=None):
-        return init_state(task, optimizer, config.seed, len(config.ema.decays), params)
+        return init_state(task, optimizer, config.seed, len(config.ema.decays), params, addresses=config.addresses)
 
     target = jax.eval_shape(start)
     run = config, source.image_shape, source.num_classes, source.identity
@@ -100,10 +101,18 @@ def train(
 
     log = Log(workdir, step)
     per_call = steps_per_call(config, step, devices[0].platform)
+    order = words_of(config.seed, Purpose.BATCHES, config.addresses)
     axes, calls = open_feed(
-        source, lambda k: batch_indices(config.seed, k, source.num_examples, c.batch_size), step, per_call, devices
+        source, lambda k: batch_indices(order, k, source.num_examples, c.batch_size), step, per_call, devices
     )
-    one_device = make_step(task, optimizer, seed=config.seed, ema_decays=config.ema.decays, micro_batches=c.micro_batches)
+    one_device = make_step(
+        task,
+        optimizer,
+        seed=config.seed,
+        ema_decays=config.ema.decays,
+        micro_batches=c.micro_batches,
+        addresses=config.addresses,
+    )
     donate = () if c.debug_nans else (0,)  # what is run again to find the operation
     run_step = parallel.over_devices(one_device, devices, in_axes=(None, *axes), out_axes=(None, None), donate=donate)
     state = parallel.replicate(state, devices)

@@ -16,7 +16,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.construct import construct
 from ddpm_jax.data import identity
 from ddpm_jax.diffusion.edit import noised
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.diffusion.predictions import Denoiser, Prediction
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
@@ -253,7 +253,7 @@ class Run:
         draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices)
         knobs = task.knobs._replace(given=given)
         if start is not None:
-            keys = sample_keys(config.sampler.seed, np.arange(count))
+            keys = sample_keys(config.sampler.seed, np.arange(count), config.addresses)
             knobs = _from(start, until, invertible, up, config.sampler, knobs, keys)
         if given and same_program not in self.compiled:
             inpainting.check(config, task, self.state.ema[0], knobs)
@@ -332,9 +332,10 @@ def initial(config: ConfigDict, task: Task) -> tuple[Any, dict[str, Any]]:
     Says in which keys that tell what parameters mean the two runs differ. Raises UserError where its network has others.
     """
     other, path = load(config.train.init), jax.tree_util.keystr
+    own = jax.eval_shape(task.init, key_of(0, Purpose.INIT))
     wanted, found = (
         {path(place, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (jax.eval_shape(task.init, key_of(0)), other.params))
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (own, other.params))
     )
     if wanted != found:
         odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))[0]
@@ -369,7 +370,7 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
 
     def start():
-        return init_state(task, optimizer, config.seed, len(config.ema.decays))
+        return init_state(task, optimizer, config.seed, len(config.ema.decays), addresses=config.addresses)
 
     agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes, data)
     target, step = jax.eval_shape(start), config.sampler.checkpoint

@@ -30,13 +30,13 @@ from ddpm_jax import files
 from ddpm_jax.construct import AUTO
 from ddpm_jax.data import Source, Streamed
 from ddpm_jax.data import identity as data_identity
-from ddpm_jax.diffusion.keys import IMPLEMENTATION
+from ddpm_jax.diffusion.keys import IMPLEMENTATION, SHARED
 from ddpm_jax.errors import UserError, first_line, remedy
 from ddpm_jax.terminal import say
 from ddpm_jax.training import checkpoints
 from ddpm_jax.training import history as histories
 
-FORMAT = 4
+FORMAT = 5
 
 
 def _several_averages(content):
@@ -57,8 +57,13 @@ def _data_and_own_defaults(content):
     return content | {"data": {}, "config": saved | {key: AUTO for key in meant if saved.get(key) == 0}}
 
 
+def _shared_addresses(content):
+    """Format 4 had random numbers whose addresses did not say their purpose."""
+    return content | {"config": {**content["config"], "addresses": SHARED}}
+
+
 # By format: what config.json holds -> the same in the next format.
-MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data_and_own_defaults}
+MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data_and_own_defaults, 4: _shared_addresses}
 
 
 class Saved(NamedTuple):

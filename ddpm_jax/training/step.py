@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import BY_PURPOSE, Purpose, key_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.training.parallel import AXIS
 from ddpm_jax.training.tasks import Task
 
 LEVELS = 10
-INIT, TRAIN, HELD_OUT = range(3)  # the first part of a random number's address, after the seed
 
 
 class State(NamedTuple):
@@ -29,12 +28,20 @@ class State(NamedTuple):
     history: Any = ()
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, averages: int, params: Any = None) -> State:
+def init_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    averages: int,
+    params: Any = None,
+    *,
+    addresses: str = BY_PURPOSE,
+) -> State:
     """The state before the first step, with `averages` copies of the parameters to begin the averages with.
 
-    params: the parameters to start from; by default the task's own.
+    params: the parameters to start from; by default the task's own. addresses: of random numbers, the config's.
     """
-    params = task.init(jax.random.fold_in(key_of(seed), INIT)) if params is None else params
+    params = task.init(key_of(seed, Purpose.INIT, addresses)) if params is None else params
     ema = tuple(jax.tree.map(jnp.copy, params) for _ in range(averages))
     return State(jnp.asarray(0), params, optimizer.init(params), ema, jax.tree.map(jnp.copy, task.history))
 
@@ -58,13 +65,20 @@ def update_ema(ema, params, decay: float, step: jax.Array):
 
 
 def make_step(
-    task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema_decays: tuple[float, ...], micro_batches: int = 1
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decays: tuple[float, ...],
+    micro_batches: int = 1,
+    addresses: str = BY_PURPOSE,
 ) -> Callable:
     """The function that one device runs: step(state, data, indices) -> (state, metrics).
 
     data: {name: [N, ...]}, the examples that the indices speak of. indices [K, B / devices]: this device's rows of the batches
     of K steps. metrics: of each step, [K] each; level_loss and level_count [K, LEVELS], the sum and the number of losses per
-    tenth of task.levels. The random numbers of an example are addressed by (seed, step, place in the global batch).
+    tenth of task.levels. The random numbers of an example are addressed by (seed, step, place in the global batch),
+    see `diffusion.keys`; addresses: the config's.
 
     The gradient of the mean loss over the device's rows is summed over `micro_batches` equal parts of them, in a loop, so that
     one part at a time is in memory; on CPU without a loop, which saves no memory. An update is refused where the loss, the
@@ -95,7 +109,7 @@ def make_step(
     def one_step(state: State, data, indices):
         local = indices.shape[0]
         places = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
-        key = jax.random.fold_in(jax.random.fold_in(key_of(seed), TRAIN), state.step)
+        key = jax.random.fold_in(key_of(seed, Purpose.TRAINING, addresses), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         examples = Examples(keys, places, jax.lax.axis_size(AXIS) * local)
         gradients, (losses, levels, seen) = gradient_of(state.params, data, indices, examples, state.history)

@@ -13,7 +13,7 @@ from ddpm_jax import images
 from ddpm_jax.construct import arguments, construct
 from ddpm_jax.diffusion.bound import bins, density
 from ddpm_jax.diffusion.grids import GRIDS
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, Loss, check_chain
 from ddpm_jax.diffusion.posterior import FIXED_VARIANCES
 from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_alpha, network_denoiser
@@ -131,7 +131,7 @@ def kernel(config) -> Kernel:
         if t_min is not None and t_min >= float(process.t_max):
             raise ValueError(f"times.t_min={t_min} leaves no time below t_max = {float(process.t_max):.9g}")
         times = construct(TIMES, config.times)
-        keys = jax.eval_shape(lambda: jax.random.split(key_of(0), 2))
+        keys = jax.eval_shape(lambda: jax.random.split(key_of(0, Purpose.TRAINING), 2))
         jax.eval_shape(lambda keys: times.draw(process, Examples(keys, jnp.arange(2), 2), times.init(process)), keys)
     with _about("loss.name", "loss.variance", "sampler.name", "sampler.variance", "sampler.steps", "process.steps"):
         _check_variance(config, process, loss)
@@ -215,9 +215,8 @@ def diffusion(
         x = knobs.start[indices % len(knobs.start)] if len(knobs.start) else None
         if up:
             return encoding(sampler, denoise, process, grid[::-1], x, frames=frames)
-        return sampling(
-            sampler, denoise, process, grid, sample_keys(seed, indices), image_shape, last=last, x=x, frames=frames
-        )
+        keys = sample_keys(seed, indices, config.addresses)
+        return sampling(sampler, denoise, process, grid, keys, image_shape, last=last, x=x, frames=frames)
 
     knobs = Knobs(sampler, process, grid, jnp.asarray(labels_of_samples, jnp.int32), guided.knobs(config.guidance, guides))
     shared = _on_its_way(process, times, image_shape)
@@ -312,5 +311,5 @@ def build(
     UserError where the network does not take the images, or a guide does not go with it.
     """
     task = TASKS[config.task](config, image_shape, num_classes, guides, class_names)
-    jax.eval_shape(task.init, key_of(0))
+    jax.eval_shape(task.init, key_of(0, Purpose.INIT))
     return task

@@ -16,11 +16,11 @@ import optax  # noqa: E402
 
 from ddpm_jax import presets  # noqa: E402
 from ddpm_jax.construct import construct  # noqa: E402
-from ddpm_jax.diffusion.keys import key_of  # noqa: E402
+from ddpm_jax.diffusion.keys import Purpose, key_of  # noqa: E402
 from ddpm_jax.diffusion.times import Examples  # noqa: E402
 from ddpm_jax.training import checkpoints, logs, metrics, parallel  # noqa: E402
 from ddpm_jax.training.optimizers import OPTIMIZERS  # noqa: E402
-from ddpm_jax.training.step import TRAIN, State, init_state, make_step, run_once, update_ema  # noqa: E402
+from ddpm_jax.training.step import State, init_state, make_step, run_once, update_ema  # noqa: E402
 from ddpm_jax.training.tasks import build  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def bare_step(task, optimizer, decay, local):
     """Loss, gradient, optimizer and average, and nothing that a run does not need to learn: compiled by jax.jit."""
 
     def step(state, data, indices):
-        key = jax.random.fold_in(jax.random.fold_in(key_of(0), TRAIN), state.step)
+        key = jax.random.fold_in(key_of(0, Purpose.TRAINING), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(local))
         batch = {name: array[indices[0, 0]] for name, array in data.items()}
         examples = Examples(keys, np.arange(local), local)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.data import SOURCES, toy2d
+from ddpm_jax.data import SOURCES, batch_indices, toy2d
+from ddpm_jax.diffusion.keys import Purpose, words_of
 from ddpm_jax.errors import UserError
 
 N = 20_000
@@ -78,6 +79,19 @@ def test_points_are_a_function_of_the_seed_and_the_split():
     assert np.all(draw("ring", seed=4)[0] != first)
     test = toy2d.load(split="test", pattern="ring", num_examples=N, seed=3).arrays["image"]
     assert np.all(test != first.astype(np.float32))
+
+
+@pytest.mark.parametrize("pattern", toy2d.PATTERNS)
+def test_the_order_of_an_epoch_tells_nothing_of_the_points(pattern):
+    """At equal seeds too, where they were drawn by the same words once: then the first epoch goes from label to label."""
+    _, labels = draw(pattern)
+
+    def correlation(address, epoch):
+        return np.corrcoef(np.arange(N), labels[batch_indices(address, epoch, N, N)])[0, 1]
+
+    for epoch in range(4):
+        assert abs(correlation(words_of(0, Purpose.BATCHES), epoch)) < 4 / np.sqrt(N)
+    assert correlation(words_of(0, Purpose.BATCHES, "shared"), 0) > 0.8
 
 
 def test_uniform_and_normal_numbers():

@@ -14,8 +14,12 @@ from ddpm_jax import config as configs
 from ddpm_jax import lines, main, variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
+from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.bound import BOUND_VARIANCES
+from ddpm_jax.diffusion.keys import ADDRESSES, Purpose, keys_of
 from ddpm_jax.diffusion.likelihood import (
+    Bound,
+    Likelihood,
     chain_times,
     dequantise,
     dequantised_bits,
@@ -28,10 +32,11 @@ from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import records
-from ddpm_jax.evaluation.bits_per_dimension import make_compute, summarise, variance_of
+from ddpm_jax.evaluation.bits_per_dimension import conditions_of_the_ode, make_compute, summarise, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import loop, run, run_directory
+from ddpm_jax.training.step import State
 from ddpm_jax.training.tasks import build
 
 SHAPES = {"made_up": (4, 4, 1), "toy2d": (2,)}
@@ -104,6 +109,29 @@ def close(found, expected):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("addresses", ADDRESSES)
+def test_every_random_number_has_an_address_of_its_own(addresses, monkeypatch):
+    """By (eval.seed, purpose, example, what it is for), and for older runs without the purpose. The conditions tell."""
+    config = variants.apply(configs.base(), "smoke")
+    config.network.name, config.addresses, config.eval.seed = "toy", addresses, 9
+    monkeypatch.setitem(NETWORKS, "toy", Toy)
+    task, found, rows = build(config, (4, 4, 1)), [], made_up(split="test").arrays["image"][:3]
+    monkeypatch.setattr(likelihood, "dequantise", lambda levels, keys: found.append(keys) or levels / 128)
+    ode, bound = Likelihood(jnp.zeros(3), jnp.zeros(3), 3, None), Bound(jnp.zeros(3), jnp.zeros((2, 3)), None, jnp.zeros(3), 1)
+    monkeypatch.setattr(likelihood, "log_likelihood", lambda *of, **_: found.append(of[3]) or ode)
+    monkeypatch.setattr(likelihood, "variational_bound", lambda *of, **_: found.append(of[3]) or bound)
+    make_compute(task, config, (4, 4, 1))(None, {"image": rows}, jnp.arange(3))
+    root = jax.random.key(9)
+    root = jax.random.fold_in(root, Purpose.EVALUATION) if addresses == "by_purpose" else root
+    of_bound, dequantised, probes = found
+    for number, keys in enumerate((dequantised, probes, of_bound)):
+        by_hand = [jax.random.fold_in(jax.random.fold_in(root, place), number) for place in range(3)]
+        assert jnp.all(keys == jnp.stack(by_hand))
+    state = State(np.asarray(2), None, None, ())
+    told = conditions_of_the_ode(run.Run(None, config, (4, 4, 1), 0, task, state))
+    assert told.get("addresses") == {"by_purpose": "by_purpose", "shared": None}[addresses]
+
+
 @pytest.mark.thorough
 def test_images(trained, capsys):
     """Both numbers are those of the kernel by hand, on the test split; printed and written with their conditions."""
@@ -115,7 +143,7 @@ def test_images(trained, capsys):
 
     loaded = run.load(workdir)
     process, levels = loaded.process, made_up(split="test").arrays["image"]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(20))
+    keys = keys_of(3, Purpose.EVALUATION, jnp.arange(20))
     first, second, third = (jax.vmap(jax.random.fold_in, (0, None))(keys, purpose) for purpose in range(3))
     x = dequantise(levels, first)
     by_hand = jax.jit(partial(log_likelihood, loaded.denoise, process, solver=rk4(steps=4)))(x, second)
@@ -157,7 +185,7 @@ def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG00
     task = build(config, (4, 4, 1))
     params, levels = task.init(jax.random.key(0)), made_up(split="test").arrays["image"][:3]
     found = jax.jit(make_compute(task, config, (4, 4, 1)))(params, {"image": levels}, jnp.arange(3))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
+    keys = keys_of(0, Purpose.EVALUATION, jnp.arange(3))
     noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
     process, denoise = task.process, clipped(task.denoiser(params), task.process)
     times = chain_times(process, steps=9)

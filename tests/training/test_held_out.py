@@ -5,13 +5,12 @@ import pytest
 
 from ddpm_jax import config as configs
 from ddpm_jax.data import Source
-from ddpm_jax.diffusion.keys import key_of
+from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import loop, run_directory
 from ddpm_jax.training.held_out import make_loss, open_held_out
 from ddpm_jax.training.parallel import replicate
-from ddpm_jax.training.step import HELD_OUT
 from ddpm_jax.training.tasks import build
 
 
@@ -22,7 +21,7 @@ def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_co
     point_config.times.name = "stratified"
     point_config.eval.update(loss_examples=21, batch_size=21, seed=5)
     task = build(point_config, (2,), 3)
-    params = jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(task.init)(key_of(0)))
+    params = jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(task.init)(key_of(0, Purpose.INIT)))
 
     def loss(devices=1, **settings):
         config = point_config.copy_and_resolve_references()
@@ -35,7 +34,7 @@ def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_co
     assert abs(loss(seed=6) - found) > 1e-3 and loss(loss_examples=0) == loss(loss_examples=99) != found
 
     places = jnp.arange(21)
-    keys = jax.vmap(lambda place: jax.random.fold_in(jax.random.fold_in(key_of(5), HELD_OUT), place))(places)
+    keys = jax.vmap(lambda place: jax.random.fold_in(key_of(5, Purpose.HELD_OUT), place))(places)
     point_config.cond.dropout = point_config.network.dropout = 0.0
     plain = build(point_config, (2,), 3)
     losses, *_ = plain.loss(params, point_source.gather(places), Examples(keys, places, 21), plain.history)
@@ -43,12 +42,12 @@ def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_co
 
 
 def test_no_image_is_mirrored(tiny_config, tiny_source):
-    examples = Examples(jax.random.split(key_of(0), 4), jnp.arange(4), 4)
+    examples = Examples(jax.random.split(key_of(0, Purpose.INIT), 4), jnp.arange(4), 4)
 
     def program(flip):
         tiny_config.data.flip = flip
         task = build(tiny_config, (8, 8, 1))
-        args = jax.eval_shape(task.init, key_of(0)), tiny_source.gather(np.arange(4)), examples, ()
+        args = jax.eval_shape(task.init, key_of(0, Purpose.INIT)), tiny_source.gather(np.arange(4)), examples, ()
         return str(jax.make_jaxpr(lambda *args: task.loss(*args, training=False)[0])(*args))
 
     assert program(True) == program(False)

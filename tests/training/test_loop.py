@@ -12,12 +12,15 @@ from flax import linen as nn
 
 from ddpm_jax import signals
 from ddpm_jax.data import Source, Streamed, batch_indices
+from ddpm_jax.diffusion.keys import Purpose, words_of
 from ddpm_jax.diffusion.losses import WEIGHTINGS
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.training import checkpoints, loop, run_directory
 from ddpm_jax.training.tasks import build
+
+ORDER = words_of(0, Purpose.BATCHES)
 
 
 def train(config, source, workdir, devices=1):
@@ -63,7 +66,7 @@ def test_stopping_and_continuing_changes_nothing(everything, request, tmp_path, 
     chex.assert_trees_all_equal(whole, parts)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     if everything:
-        updates = sum(5 not in batch_indices(0, k, 48, 16) for k in range(10))
+        updates = sum(5 not in batch_indices(ORDER, k, 48, 16) for k in range(10))
         assert whole.history.counts.sum() == 16 * updates < 160 and (whole.history.counts >= 2).all()
     assert [line["step"] for line in metrics(tmp_path / "whole")] == [4, 8]
     assert [line["skipped"] > 0 for line in metrics(tmp_path / "whole")] == [everything] * 2
@@ -117,7 +120,7 @@ def test_divergence_stops_at_the_first_bad_step_and_keeps_the_checkpoint(point_c
     """One batch holds the example that is no number; with `skip` the run goes on from there."""
     point_config.train.update(steps=6, log_every=6, checkpoint_every=1, sample_every=0)
     source = poisoned(point_source)
-    first_bad = next(k for k in range(3) if 5 in batch_indices(0, k, 48, 16)) + 1
+    first_bad = next(k for k in range(3) if 5 in batch_indices(ORDER, k, 48, 16)) + 1
     assert first_bad > 1
     words = f"at step {first_bad} not finite: the loss, the gradient, the updated.*step {first_bad - 1} stays.*=skip"
     with pytest.raises(Diverged, match=words):
@@ -139,7 +142,7 @@ def test_skipped_updates_are_counted_and_limited(point_config, point_source, tmp
     point_config.optim.warmup_steps = 4
     train(point_config, poisoned(point_source), tmp_path / "run")
     lines = metrics(tmp_path / "run")
-    bad = [5 in batch_indices(0, k, 48, 16) for k in range(6)]
+    bad = [5 in batch_indices(ORDER, k, 48, 16) for k in range(6)]
     assert [line["loss"] is None for line in lines] == bad and sum(bad) == 2
     assert [line["skipped"] for line in lines] == np.cumsum(bad).tolist()
     updates = np.maximum(np.cumsum(np.logical_not(bad)), 1)
