@@ -15,6 +15,7 @@ from ddpm_jax import command
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.edit import img2img
 from ddpm_jax.diffusion.grids import uniform
+from ddpm_jax.diffusion.keys import Purpose, keys_of
 from ddpm_jax.diffusion.sample import encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, ddim
 from ddpm_jax.diffusion.transforms import clipped
@@ -193,7 +194,8 @@ def test_likelihoods(point_run, workdir):
 
     run, pixels = ddpm_jax.load(workdir), np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     found = run.log_likelihood(pixels, solver="rk4", steps=6, seed=5)
-    keys = [jax.vmap(jax.random.fold_in, (0, None))(sample_keys(5, jnp.arange(3)), i) for i in range(2)]
+    examples = keys_of(5, Purpose.EVALUATION, jnp.arange(3))
+    keys = [jax.vmap(jax.random.fold_in, (0, None))(examples, i) for i in range(2)]
     x = likelihood.dequantise(pixels, keys[0])
     by_hand = likelihood.log_likelihood(run.denoise, run.process, x, keys[1], solver=solver)
     np.testing.assert_allclose(found.bits_per_dimension, -by_hand.log_density / 64 / np.log(2) + 7, rtol=1e-4)
