@@ -8,7 +8,7 @@ papers did.
 Made for GPUs and TPUs. Not measured: it has been run at smoke size only.
 """
 
-from ddpm_jax import presets, variants
+from ddpm_jax.config import presets, variants
 
 
 def get_config(names: str = ""):

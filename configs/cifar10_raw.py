@@ -5,7 +5,7 @@ python -m ddpm_jax.main --config=configs/cifar10_raw.py --config.data.raw_dir=<f
 The network and settings of configs/cifar10.py, and as that not measured.
 """
 
-from ddpm_jax import presets, variants
+from ddpm_jax.config import presets, variants
 
 
 def get_config(names: str = ""):

@@ -14,7 +14,7 @@ other split. Same machine and day: 2 minutes beside other work.
 """
 
 from ddpm_jax import config as configs
-from ddpm_jax import variants
+from ddpm_jax.config import variants
 
 
 def get_config(names: str = ""):

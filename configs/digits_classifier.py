@@ -10,7 +10,7 @@ lowest four. Measured on 2 cores of an AMD EPYC (Zen 4), jax 0.10.2, 2026-11-21:
 """
 
 from ddpm_jax import config as configs
-from ddpm_jax import variants
+from ddpm_jax.config import variants
 
 
 def get_config(names: str = ""):

@@ -5,7 +5,7 @@ python -m ddpm_jax.main --config=configs/fashion_mnist.py
 Not measured; as fast as configs/mnist.py, whose docstring has its speed.
 """
 
-from ddpm_jax import presets, variants
+from ddpm_jax.config import presets, variants
 
 
 def get_config(names: str = ""):

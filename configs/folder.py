@@ -8,7 +8,7 @@ small needs about half an hour there and medium about seven hours.
 """
 
 from ddpm_jax import config as configs
-from ddpm_jax import variants
+from ddpm_jax.config import variants
 
 
 def small(config):

@@ -7,7 +7,7 @@ Variants of the process must be those of the run that it is to guide. Measured a
 minutes beside other work on 2 cores of an AMD EPYC (Zen 4), jax 0.10.2, 2026-11-21, loss 1.31, the mean over all levels.
 """
 
-from ddpm_jax import presets, variants
+from ddpm_jax.config import presets, variants
 
 
 def get_config(names: str = ""):

@@ -7,7 +7,7 @@ Expect the pattern with some points beside it (experiments/first_runs/swiss_roll
 """
 
 from ddpm_jax import config as configs
-from ddpm_jax import variants
+from ddpm_jax.config import variants
 
 
 def get_config(names: str = ""):

@@ -10,11 +10,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
-from ddpm_jax import variants
+from ddpm_jax.config import variants
 from ddpm_jax.construct import AUTO
 from ddpm_jax.errors import UserError, tell_machine
+from ddpm_jax.runs import run_directory
 from ddpm_jax.spelling import nearest
-from ddpm_jax.training import run_directory
 
 FLAG_NAMES = ("--config", "--workdir", "--mode", "--debug")
 EXIT_CODES = "exit codes: 0; 2 what needs your hand; 3 training diverged; 143 SIGTERM, 130 Ctrl-C (training saves a checkpoint)"
@@ -155,11 +155,11 @@ def apply_override(config: ConfigDict, key: str, text: str | None) -> None:
         raise configs.unknown_key(key)
     configs.check_complete(config)
     if text is None:
-        raise UserError(f"config.{key} takes {configs.kind(key)}, found no value: write --config.{key}=<value>.")
+        raise UserError(f"config.{key} takes {configs.KEYS[key].kind()}, found no value: write --config.{key}=<value>.")
     try:
         value = configs.cast(key, _parsed(text, configs.KEYS[key]))
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: Python's parser
-        raise UserError(f"config.{key} takes {configs.kind(key)}, found {text!r}.") from error
+        raise UserError(f"config.{key} takes {configs.KEYS[key].kind()}, found {text!r}.") from error
     configs.check_value(key, value, found=text)
     section, _, leaf = key.rpartition(".")
     (config[section] if section else config)[leaf] = value
@@ -198,7 +198,7 @@ def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
     values = configs.flatten(config)
     for key, entry in configs.KEYS.items():
         typed = ",".join(map(str, values[key])) if isinstance(values[key], tuple) else values[key]
-        lines += [f"  --config.{key}={typed}", f"        {entry.help}; {configs.kind(key)}{_taken_by(key)}"]
+        lines += [f"  --config.{key}={typed}", f"        {entry.help}; {entry.kind()}{_taken_by(key)}"]
     return "\n".join(lines)
 
 

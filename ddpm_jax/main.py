@@ -21,9 +21,10 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 def main(argv: list[str]) -> None:
     """Parses the command line and does what it says."""
-    from ddpm_jax import command, variants
+    from ddpm_jax import command
+    from ddpm_jax.config import variants
     from ddpm_jax.evaluation import jobs as evaluation
-    from ddpm_jax.training import jobs as training
+    from ddpm_jax.runs import jobs as training
 
     flag_words, overrides, wants_help = command.split(argv[1:])
     command.parse_flags(flag_words)

@@ -7,6 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ddpm_jax import platform
@@ -19,7 +20,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 @pytest.fixture
 def metrics():
     """A function that gives the logged lines of a run directory without the wall clock."""
-    from ddpm_jax.training import logs
+    from ddpm_jax.runs import logs
 
     def read(workdir):
         lines = logs.read(workdir / "metrics.jsonl")
@@ -31,7 +32,7 @@ def metrics():
 @pytest.fixture
 def parts_of(tmp_path_factory):
     """A function that puts batches of samples, `Sampled`, on the disk as drawing them does."""
-    from ddpm_jax.training.parts import Parts
+    from ddpm_jax.runs.parts import Parts
 
     def write(*drawn):
         parts = Parts(tmp_path_factory.mktemp("parts"), "name", "as drawn", len(drawn[0].x), sum(len(part.x) for part in drawn))
@@ -40,6 +41,44 @@ def parts_of(tmp_path_factory):
         return parts
 
     return write
+
+
+@pytest.fixture
+def tiny_config():
+    """The smoke size on made-up 8x8 images, with dropout, so that all the randomness of training is in play."""
+    from ddpm_jax import config as configs
+    from ddpm_jax.config import variants
+
+    config = variants.apply(configs.base(), "smoke")
+    config.network.dropout = 0.1
+    return config
+
+
+@pytest.fixture
+def point_config(tiny_config):
+    """The same with a perceptron, for points: it compiles in a second."""
+    tiny_config.network.name = "mlp"
+    tiny_config.sampler.clip = "none"
+    return tiny_config
+
+
+@pytest.fixture
+def point_source():
+    """48 points of 3 classes."""
+    from ddpm_jax.data import Source
+
+    points = np.random.default_rng(0).normal(size=(48, 2)).astype("f")
+    return Source({"image": points, "label": np.arange(48, dtype=np.int32) % 3}, 3)
+
+
+@pytest.fixture
+def tiny_source():
+    """48 images of noise and their labels."""
+    from ddpm_jax.data import Source
+
+    random = np.random.default_rng(0)
+    arrays = {"image": random.integers(0, 256, (48, 8, 8, 1), dtype=np.uint8), "label": np.arange(48, dtype=np.int32) % 10}
+    return Source(arrays, 10)
 
 
 @pytest.fixture(autouse=True, scope="module")

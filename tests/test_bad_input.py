@@ -20,7 +20,7 @@ from ddpm_jax import main as main_module
 from ddpm_jax import platform
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.errors import UserError, explain, remedy
-from ddpm_jax.training import checkpoints, jobs, run_directory
+from ddpm_jax.runs import checkpoints, jobs, run_directory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOY = f"--config={CONFIGS}/toy2d.py:smoke"

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_jax import command, variants
+from ddpm_jax import command
 from ddpm_jax import config as configs
 from ddpm_jax import main as main_module
+from ddpm_jax.config import variants
+from ddpm_jax.config.key import Key
 from ddpm_jax.diffusion.samplers import SAMPLERS
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import jobs, run_directory
+from ddpm_jax.runs import jobs, run_directory
 
 HEADER = 'from ddpm_jax import config as configs, variants\ndef get_config(names=""):\n    config = configs.base()\n'
 FILES = {
@@ -324,7 +326,7 @@ def test_paths_may_be_absolute_or_the_home_folders(here, monkeypatch):
 
 def test_bools(here, monkeypatch):  # noqa: ARG001
     """--config.key, --config.key=false and --noconfig.key; a word after --config.key is not its value."""
-    monkeypatch.setitem(configs.KEYS, "train.flag", configs.Key(False, "a bool"))
+    monkeypatch.setitem(configs.KEYS, "train.flag", Key(False, "a bool"))
     for words, value in {"--config.train.flag": True, "--config.train.flag=true": True, "--noconfig.train.flag": False}.items():
         assert read(f"{GOOD} {words}")[1].train.flag is value
     assert read(f"{GOOD} --config.train.flag --config.train.flag=false")[1].train.flag is False
@@ -354,8 +356,8 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
     assert re.findall(r"^  --config\.([\w.]+)=", text, re.MULTILINE) == list(configs.KEYS)
     for line in ("train.steps=8", "network.multipliers=1,2", "network.attention=", "optim.b1=0.25", "sampler.name=ancestral"):
         assert f"--config.{line}\n" in text
-    for key, entry in configs.KEYS.items():
-        assert f"{entry.help}; {configs.kind(key)}" in text
+    for entry in configs.KEYS.values():
+        assert f"{entry.help}; {entry.kind()}" in text
     assert "share of fresh noise; auto or a float from 0 to 1; taken by sampler.name=ddim (auto: 0.0)," in text
     assert "linear (auto: 1000), " in text and "ncsn (auto: 232)\n" in text
     assert "between levels instead of convolutions; true or false; taken by network.name=unet\n" in text

@@ -10,17 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import command, variants
+from ddpm_jax import command
 from ddpm_jax import config as configs
+from ddpm_jax.config import variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import jobs, parallel
-from ddpm_jax.training.optimizers import OPTIMIZERS
-from ddpm_jax.training.run import load
+from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.runs import jobs
+from ddpm_jax.runs.run import load
+from ddpm_jax.tasks import build
+from ddpm_jax.training import parallel
 from ddpm_jax.training.step import init_state, make_step
-from ddpm_jax.training.tasks import build
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 SHAPES = {

@@ -9,8 +9,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from ddpm_jax import command, variants
+from ddpm_jax import command
 from ddpm_jax import config as configs
+from ddpm_jax.config import variants
 from ddpm_jax.diffusion import processes
 from ddpm_jax.errors import UserError, explain
 

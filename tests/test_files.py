@@ -19,16 +19,17 @@ from ddpm_jax import files
 from ddpm_jax.data import folder
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import logs, run_directory, sampling
-from ddpm_jax.training.parts import Parts
+from ddpm_jax.runs import logs, run_directory, sampling
+from ddpm_jax.runs.parts import Parts
 
 PACKAGE = Path(ddpm_jax.__file__).parent
 OPENS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "makedirs", "touch"}
 ARRAYS = {"np.load", "np.save", "np.savez", "np.savez_compressed", "np.memmap", "np.fromfile", "json.load", "json.dump"}
 OTHERS = {
     "platform.py": {"Path(folder).mkdir"},  # of the compilation cache
-    "training/stores.py": {"tensorstore.KvStore.open"},  # of a folder in which there are files alone
-    "training/parts.py": {"np.savez", "archive.open"},  # these and the following: of a file that `files` has opened
+    "runs/stores.py": {"tensorstore.KvStore.open"},  # of a folder in which there are files alone
+    "runs/parts.py": {"np.savez"},  # this and the following: of a file that `files` has opened
+    "writers.py": {"archive.open"},
     "data/folder.py": {"Image.open"},
     "data/cifar.py": {"lzma.open"},
     "data/tfds_prepare.py": {"gzip.open", "tarfile.open"},

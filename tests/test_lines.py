@@ -6,7 +6,7 @@ import pytest
 
 from ddpm_jax import lines
 from ddpm_jax.plots import save_curve
-from ddpm_jax.training import logs
+from ddpm_jax.runs import logs
 
 ROWS = [{"step": step, "loss": 0.125 * step, "by": [None, 1.5], "rate": 1e-05} for step in range(1, 5)]
 

@@ -13,7 +13,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import main as main_module
 from ddpm_jax import platform
 from ddpm_jax.errors import Diverged, UserError
-from ddpm_jax.training import jobs
+from ddpm_jax.runs import jobs
 
 ROOT = Path(__file__).parent.parent
 SMOKE = f"--config={ROOT / 'configs' / 'digits.py'}:smoke"

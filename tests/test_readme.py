@@ -12,12 +12,12 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import variants
+from ddpm_jax.config import variants
 from ddpm_jax.data import digits
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.layers import add_labels
-from ddpm_jax.training import loop, run_directory
-from ddpm_jax.training.tasks import build
+from ddpm_jax.runs import resumable, run_directory
+from ddpm_jax.tasks import build
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -64,7 +64,7 @@ def test_labels_and_guidance(tmp_path, monkeypatch):
     config.network.name = "toy"
     workdir = tmp_path / "runs" / "digits-cond"
     run_directory.write(workdir, config, (8, 8, 1), 10)
-    loop.train(config, workdir, build(config, (8, 8, 1), 10), digits.load(split="train"), jax.devices()[:1])
+    resumable.train(config, workdir, build(config, (8, 8, 1), 10), digits.load(split="train"), jax.devices()[:1])
     monkeypatch.chdir(tmp_path)
     (block,) = [block for block in BLOCKS if "digits-cond" in block]
     names = {}
@@ -86,13 +86,13 @@ def test_the_first_hour(tmp_path, monkeypatch):
     config.network.name = "toy"
     workdir = tmp_path / "runs" / "digits"
     run_directory.write(workdir, config, (8, 8, 1))
-    loop.train(config, workdir, build(config, (8, 8, 1)), digits.load(split="train"), jax.devices()[:1])
+    resumable.train(config, workdir, build(config, (8, 8, 1)), digits.load(split="train"), jax.devices()[:1])
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in BLOCKS:
         if ("ddpm_jax.load" in block or "run.denoise" in block) and "digits-cond" not in block:
             exec(block, names)
-    assert isinstance(names["run"], ddpm_jax.training.run.Run) and len(names["run"].compiled) == 4
+    assert isinstance(names["run"], ddpm_jax.runs.run.Run) and len(names["run"].compiled) == 4
     assert not list(tmp_path.glob("*.*"))  # of what git would show
     assert {path.name for path in Path("runs").glob("*.*")} == {"steps.png", "eta.png", "film.gif"}
     for name in ("steps", "eta"):

@@ -3,8 +3,9 @@ import itertools
 from pathlib import Path
 
 from ddpm_jax import config as configs
+from ddpm_jax.config.hints import NAMES, SECTIONS
+from ddpm_jax.config.variants import VARIANTS
 from ddpm_jax.spelling import distance, nearest
-from ddpm_jax.variants import VARIANTS
 
 
 def test_distance():
@@ -32,12 +33,12 @@ def test_one_slip_is_always_understood():
 
 
 def test_what_other_codes_call_a_key():
-    theirs = list(itertools.chain(*(names.split() for names in configs.NAMES.values())))
-    assert set(configs.NAMES) <= set(configs.KEYS) and len(theirs) == len(set(theirs))
+    theirs = list(itertools.chain(*(names.split() for names in NAMES.values())))
+    assert set(NAMES) <= set(configs.KEYS) and len(theirs) == len(set(theirs))
     assert not set(theirs) & {key.rpartition(".")[2] for key in configs.KEYS}
     sections = {key.partition(".")[0] for key in configs.KEYS}
-    assert set(configs.SECTIONS.values()) <= sections and not set(configs.SECTIONS) & sections
-    for ours, names in configs.NAMES.items():
+    assert set(SECTIONS.values()) <= sections and not set(SECTIONS) & sections
+    for ours, names in NAMES.items():
         for name in names.split():
             assert configs.like(name) == configs.like(f"train.{name}") == [ours]
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax.training import logs
+from ddpm_jax.runs import logs
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds, for a machine that does much else
-LOADED = ["ddpm_jax.main", "ddpm_jax.command", "ddpm_jax.training.jobs", "matplotlib.figure", "PIL.Image", "sklearn.datasets"]
+LOADED = ["ddpm_jax.main", "ddpm_jax.command", "ddpm_jax.runs.jobs", "matplotlib.figure", "PIL.Image", "sklearn.datasets"]
 PROGRAM = """
 import os, resource, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, as these tests may be, ignore

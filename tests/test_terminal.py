@@ -13,8 +13,8 @@ import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax.data import folder
 from ddpm_jax.errors import UserError
+from ddpm_jax.runs import sampling
 from ddpm_jax.terminal import LIMIT, LINE_LIMIT, say, shown
-from ddpm_jax.training import sampling
 
 PACKAGE = Path(ddpm_jax.__file__).parent
 HOSTILE = "a\x1b]0;title\x07\x9b31m\r\n\u202eb\udcff\u2028.png"

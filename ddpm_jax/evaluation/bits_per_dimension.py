@@ -23,11 +23,12 @@ from ddpm_jax.diffusion.process import reaches_data
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.evaluation import records
+from ddpm_jax.progress import Progress, Report, duration
+from ddpm_jax.runs.run import Run
+from ddpm_jax.tasks.choices import choose
+from ddpm_jax.tasks.task import Task
 from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
-from ddpm_jax.training.progress import Progress, Report, duration
-from ddpm_jax.training.run import Run
-from ddpm_jax.training.tasks import Task, kernel
 
 # What a random number of an evaluation is for: what its address, see `diffusion.keys`, has after the example.
 DEQUANTISE, PROBE, NOISE = range(3)
@@ -121,7 +122,7 @@ def conditions_of_the_ode(run: Run) -> dict[str, Any]:
 
 def variance_of(config: ConfigDict) -> str:
     """The name of the bound's variance: config.eval.variance, or what it stands for. UserError for one that was not learned."""
-    learned, name = kernel(config).loss.learns, config.eval.variance
+    learned, name = choose(config).loss.learns, config.eval.variance
     name = (learned or "large") if name == "auto" else name
     if name not in (*FIXED_VARIANCES, learned):
         raise UserError(f"config.eval.variance={name} was not learned by this run: take auto, small or large.")

@@ -9,7 +9,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import bits_per_dimension
-from ddpm_jax.training import run, run_directory
+from ddpm_jax.runs import run, run_directory
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:

@@ -1,1 +1,1 @@
-"""Training: the tasks, the pmapped step, checkpoints, run directories and the loop."""
+"""Training: the pmapped step, its state, the feed and the loop."""

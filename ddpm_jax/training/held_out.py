@@ -13,8 +13,8 @@ from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.diffusion.keys import Purpose, keys_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
+from ddpm_jax.tasks.task import Task
 from ddpm_jax.training import parallel
-from ddpm_jax.training.tasks import Task
 
 
 def open_held_out(config: ConfigDict, source: Source | Streamed) -> Source | Streamed | None:

@@ -9,8 +9,8 @@ import optax
 
 from ddpm_jax.diffusion.keys import BY_PURPOSE, Purpose, key_of
 from ddpm_jax.diffusion.times import Examples
+from ddpm_jax.tasks.task import Task
 from ddpm_jax.training.parallel import AXIS
-from ddpm_jax.training.tasks import Task
 
 LEVELS = 10
 

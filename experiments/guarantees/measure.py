@@ -14,14 +14,15 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from ddpm_jax import presets  # noqa: E402
+from ddpm_jax.config import presets  # noqa: E402
 from ddpm_jax.construct import construct  # noqa: E402
 from ddpm_jax.diffusion.keys import Purpose, key_of  # noqa: E402
 from ddpm_jax.diffusion.times import Examples  # noqa: E402
-from ddpm_jax.training import checkpoints, logs, metrics, parallel  # noqa: E402
-from ddpm_jax.training.optimizers import OPTIMIZERS  # noqa: E402
+from ddpm_jax.optimizers import OPTIMIZERS  # noqa: E402
+from ddpm_jax.runs import checkpoints, logs  # noqa: E402
+from ddpm_jax.tasks import build  # noqa: E402
+from ddpm_jax.training import metrics, parallel  # noqa: E402
 from ddpm_jax.training.step import State, init_state, make_step, run_once, update_ema  # noqa: E402
-from ddpm_jax.training.tasks import build  # noqa: E402
 
 
 def bare_step(task, optimizer, decay, local):

@@ -14,7 +14,7 @@ from ddpm_jax.data import SOURCES
 from ddpm_jax.data.tfds_trust import FEATURES
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import jobs as evaluation
-from ddpm_jax.training import jobs, run, run_directory
+from ddpm_jax.runs import jobs, run, run_directory
 
 EVIL = "payload.Evil"
 PROTO = {"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}}

@@ -11,7 +11,8 @@ import pytest
 from flax import linen as nn
 
 from ddpm_jax import config as configs
-from ddpm_jax import lines, main, variants
+from ddpm_jax import lines, main
+from ddpm_jax.config import variants
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, toy2d
 from ddpm_jax.diffusion import likelihood
@@ -35,9 +36,9 @@ from ddpm_jax.evaluation import records
 from ddpm_jax.evaluation.bits_per_dimension import conditions_of_the_ode, make_compute, summarise, variance_of
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import loop, run, run_directory
+from ddpm_jax.runs import resumable, run, run_directory
+from ddpm_jax.tasks import build
 from ddpm_jax.training.step import State
-from ddpm_jax.training.tasks import build
 
 SHAPES = {"made_up": (4, 4, 1), "toy2d": (2,)}
 SPLITS = {"train": 0, "test": 1}
@@ -82,7 +83,7 @@ def trained(tmp_path_factory):
         config.eval.update(bpd=True, num_examples=0, batch_size=64, steps=4, bound_terms=0)
         run_directory.write(tmp_path / name, config, SHAPES[name])
         source = construct(SOURCES, config.data)
-        loop.train(config, tmp_path / name, build(config, SHAPES[name]), source, devices)
+        resumable.train(config, tmp_path / name, build(config, SHAPES[name]), source, devices)
 
     def copy(name="made_up"):
         if not (tmp_path / name).exists():

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import presets, variants
+from ddpm_jax.config import presets, variants
 from ddpm_jax.construct import construct
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.layers import fourier_embedding
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import OPTIMIZERS
 
 TINY = dict(channels=4, multipliers=(1, 2, 3), blocks=1, attention=(4,), heads=1, groups=2, dropout=0.0, dtype="float32")
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ddpm_jax.data import SOURCES, Source, Streamed, batch_indices, folder
 from ddpm_jax.diffusion.times import Examples
-from ddpm_jax.training import loop, run_directory
+from ddpm_jax.runs import resumable, run_directory
+from ddpm_jax.tasks import build
+from ddpm_jax.tasks.noising import FLIP
 from ddpm_jax.training.feed import open_feed
-from ddpm_jax.training.tasks import FLIP, build
 
 
 def streamed(source):
@@ -80,7 +81,7 @@ def test_a_streamed_run_is_the_run_in_memory(kind, metrics, tiny_config, tiny_so
         for steps in (3, 6) if name == "streamed" else (6,):
             tiny_config.train.update(steps=steps, sample_every=0, micro_batches=2)
             run_directory.write(tmp_path / name, tiny_config, memory.image_shape)
-            state = loop.train(tiny_config, tmp_path / name, task, source, jax.devices()[:1])
+            state = resumable.train(tiny_config, tmp_path / name, task, source, jax.devices()[:1])
         states.append(jax.device_get(state))
     chex.assert_trees_all_equal(*states)
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "streamed")

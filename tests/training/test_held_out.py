@@ -8,10 +8,11 @@ from ddpm_jax.data import Source
 from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import loop, run_directory
+from ddpm_jax.runs import resumable, run_directory
+from ddpm_jax.tasks import build
+from ddpm_jax.training import loop
 from ddpm_jax.training.held_out import make_loss, open_held_out
 from ddpm_jax.training.parallel import replicate
-from ddpm_jax.training.tasks import build
 
 
 def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_config, point_source):
@@ -62,14 +63,14 @@ def test_it_is_logged_every_so_many_steps(point_config, point_source, tmp_path, 
     point_config.eval.update(loss_every=2, loss_examples=0)
     task, devices = build(point_config, (2,), 3), jax.devices()[:1]
     run_directory.write(tmp_path, point_config, (2,), 3)
-    state = loop.train(point_config, tmp_path, task, point_source, devices, held_out=point_source)
+    state = resumable.train(point_config, tmp_path, task, point_source, devices, held_out=point_source)
     found = {line["step"]: line["eval_loss"] for line in metrics(tmp_path) if "eval_loss" in line}
     assert found.keys() == {2, 4, 6} and len(set(found.values())) == 1
     assert found[6] == make_loss(task, point_config, point_source, devices)(state.ema[1])
     used = []
     monkeypatch.setattr(loop, "make_loss", lambda *_: lambda params: used.append(params) or None)
     point_config.train.steps = 8
-    state = loop.train(point_config, tmp_path, task, point_source, devices, held_out=point_source)
+    state = resumable.train(point_config, tmp_path, task, point_source, devices, held_out=point_source)
     assert metrics(tmp_path)[7]["eval_loss"] is None and len(used) == 1
 
 

@@ -17,8 +17,9 @@ from ddpm_jax.diffusion.losses import WEIGHTINGS
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.training import checkpoints, loop, run_directory
-from ddpm_jax.training.tasks import build
+from ddpm_jax.runs import checkpoints, resumable, run_directory
+from ddpm_jax.tasks import build
+from ddpm_jax.training import loop
 
 ORDER = words_of(0, Purpose.BATCHES)
 
@@ -26,7 +27,7 @@ ORDER = words_of(0, Purpose.BATCHES)
 def train(config, source, workdir, devices=1):
     run_directory.write(workdir, config, source.image_shape)
     task = build(config, source.image_shape, source.num_classes)
-    return jax.device_get(loop.train(config, workdir, task, source, jax.devices()[:devices]))
+    return jax.device_get(resumable.train(config, workdir, task, source, jax.devices()[:devices]))
 
 
 def poisoned(source):
@@ -245,7 +246,7 @@ def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(point_co
         return draw
 
     with monkeypatch.context() as patch, signals.listening(), pytest.raises(signals.Stopped):
-        patch.setattr(loop.sampling, "make_preview", make_preview)
+        patch.setattr(resumable.sampling, "make_preview", make_preview)
         train(point_config, point_source, tmp_path / "run")
     assert not list((tmp_path / "run" / "samples").glob("*.png"))
     assert checkpoints.open_manager(tmp_path / "run" / "checkpoints").latest_step() == 2
@@ -265,9 +266,9 @@ def test_the_checkpoint_comes_before_the_grid_of_its_step(point_config, point_so
         return draw
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(loop.sampling, "make_preview", make_preview)
+        patch.setattr(resumable.sampling, "make_preview", make_preview)
         train(point_config, point_source, tmp_path / "run")
-    monkeypatch.setattr(loop.sampling, "make_preview", lambda *_: lambda _: Sampled(np.zeros((4, 2), "f"), 1))
+    monkeypatch.setattr(resumable.sampling, "make_preview", lambda *_: lambda _: Sampled(np.zeros((4, 2), "f"), 1))
     assert train(point_config, point_source, tmp_path / "run").step == 4
     assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
 

@@ -11,10 +11,11 @@ from ddpm_jax.diffusion.bound import bins, density
 from ddpm_jax.diffusion.losses import LOSSES, Loss
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.errors import UserError
+from ddpm_jax.optimizers import OPTIMIZERS, adam, learning_rate_schedule
+from ddpm_jax.tasks import build
+from ddpm_jax.tasks.task import Task
 from ddpm_jax.training import parallel
-from ddpm_jax.training.optimizers import OPTIMIZERS, adam, learning_rate_schedule
 from ddpm_jax.training.step import State, init_state, make_step, run_once, update_ema
-from ddpm_jax.training.tasks import Task, build
 
 
 def run_steps(config, source, count, devices, per_call=1, micro_batches=1):

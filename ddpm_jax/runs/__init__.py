@@ -1,0 +1,1 @@
+"""What is left of training and what is done with it: run directories, checkpoints, logs, `Run`, samples, weights."""
