@@ -210,6 +210,7 @@ def test_an_update_that_is_not_finite_is_refused(bad):
         after, metrics = step(refused, data, np.array([[[1, 2]], [[4, 3]]], np.int32))
         assert after.step == 2 and after.params != 1 and np.isfinite(metrics["loss"]).all()
         assert after.history.tolist() == [1, 2, 4, 3]  # what was seen on all devices, in the order of the batch
+        np.testing.assert_allclose(after.ema[0] - 1, 9 / 11 * (after.params - 1), rtol=1e-6)  # d = 2 / 11, of the second step
 
 
 @pytest.mark.parametrize("loss", ["denoising", "hybrid"])
@@ -249,13 +250,13 @@ def flat_equations(jaxpr):
 
 
 def test_ema_starts_gradually():
-    """d = min(decay, (1 + k) / (10 + k)), followed by hand for a scalar parameter."""
+    """d = min(decay, (1 + k) / (10 + k)) of every step, followed by hand for a scalar parameter."""
     ema, expected = jnp.asarray(0.0), 0.0
-    for k in range(200):
+    for k in range(100):
         ema = update_ema(ema, jnp.asarray(float(k)), 0.9, jnp.asarray(k))
         d = min(0.9, (1 + k) / (10 + k))
         expected = d * expected + (1 - d) * k
-    chex.assert_trees_all_close(ema, np.float32(expected), rtol=1e-5)
+        chex.assert_trees_all_close(ema, np.float32(expected), rtol=1e-5)
 
 
 def test_learning_rate_warms_up_linearly():
