@@ -67,10 +67,11 @@ def group_norm(params, x, groups):
     return parts.reshape(x.shape) * params["scale"] + params["bias"]
 
 
-def attend(params, query_tokens, tokens):
+def attend(params, query_tokens, tokens, heads):
     """Head by head: softmax of q k / sqrt(d) over the tokens, for single examples [N, C]."""
+    assert params["query"]["kernel"].shape[1:] == (heads, tokens.shape[-1] // heads)
     result = np.zeros((len(query_tokens), params["out"]["kernel"].shape[-1])) + params["out"]["bias"]
-    for head in range(params["query"]["kernel"].shape[1]):
+    for head in range(heads):
         of_head = {name: {kind: np.asarray(w, np.float64)[..., head, :] for kind, w in params[name].items()} for name in QKV}
         query, key, value = (dense(of_head[name], x) for name, x in zip(QKV, (query_tokens, tokens, tokens), strict=True))
         scores = np.exp(query @ key.T / math.sqrt(query.shape[-1]))
@@ -149,9 +150,13 @@ def fir_blur(x):
 # ------------------------------------------------------- the networks
 
 
-def self_attention(params, x, groups, skip_rescale):
+def heads_of(o, channels):
+    return channels // o["head_channels"] if o["head_channels"] else o["heads"]
+
+
+def self_attention(params, x, heads, groups, skip_rescale):
     tokens = group_norm(params["GroupNorm_0"], x, groups).reshape(len(x), -1, x.shape[-1])
-    branch = np.stack([attend(params, example, example) for example in tokens]).reshape(x.shape)
+    branch = np.stack([attend(params, example, example, heads) for example in tokens]).reshape(x.shape)
     return (x + branch) / (math.sqrt(2) if skip_rescale else 1)
 
 
@@ -160,6 +165,7 @@ def residual_block(params, x, embedding, o, channels, keys=None, layer=0, resamp
     layers = Layers(params)
     h = resample(silu(group_norm(layers.next("GroupNorm"), x, o["groups"])))
     h = conv(layers.next("Conv"), h)
+    assert h.shape[-1] == channels
     of_time = dense(layers.next("Dense"), silu(embedding))[:, None, None]
     if o["scale_shift_norm"]:
         h = group_norm(layers.next("GroupNorm"), h, o["groups"]) * (1 + of_time[..., :channels]) + of_time[..., channels:]
@@ -187,7 +193,8 @@ def unet_encoder(params, o, x, time, keys=None, labels=None):
         return residual_block(layers.next("ResidualBlock"), h, embedding, o, channels, keys, layer, resample)
 
     def attention(h):
-        return self_attention(layers.next("SelfAttention"), h, o["groups"], o["skip_rescale"])
+        heads = heads_of(o, h.shape[-1])
+        return self_attention(layers.next("SelfAttention"), h, heads, o["groups"], o["skip_rescale"])
 
     def strided(h):
         return conv(layers.next("Conv"), fir_blur(h) if fir else h, 2, ((0, 0),) * 2 if fir else ((0, 1),) * 2)
@@ -235,7 +242,7 @@ def classifier(params, o, x, time, keys=None):
     pool = layers.next("AttentionPool")
     tokens = h.reshape(len(h), -1, h.shape[-1])
     tokens = np.concatenate([tokens.mean(1, keepdims=True), tokens], 1) + pool["places"]
-    return np.stack([attend(pool, example[:1], example)[0] for example in tokens])
+    return np.stack([attend(pool, example[:1], example, heads_of(o, h.shape[-1]))[0] for example in tokens])
 
 
 def simple_unet(params, o, x, time, keys=None, labels=None):

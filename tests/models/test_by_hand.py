@@ -22,7 +22,7 @@ spec.loader.exec_module(by_hand)
 SMALL = dict(configs.base().network) | dict(
     channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, groups=4, num_classes=3
 )
-ADM = SMALL | dict(scale_shift_norm=True, residual_resample=True, head_channels=4, multipliers=(1, 1), attention=(8,))
+ADM = SMALL | dict(scale_shift_norm=True, residual_resample=True, head_channels=2, multipliers=(1, 1), attention=(8,))
 DDPMPP = SMALL | dict(
     skip_rescale=True, residual_resample=True, resample_projection=True, single_up_attention=True, blocks=2, heads=1
 )
@@ -101,7 +101,7 @@ def test_self_attention(skip_rescale):
     attention = SelfAttention(heads=2, groups=2, dtype=jnp.float32, skip_rescale=skip_rescale)
     x = random(2, 3, 5, 8)
     params = parameters(attention, x)
-    assert_close(attention.apply(params, x), by_hand.self_attention(params["params"], x.astype(float), 2, skip_rescale))
+    assert_close(attention.apply(params, x), by_hand.self_attention(params["params"], x.astype(float), 2, 2, skip_rescale))
 
 
 def test_classifier():
