@@ -95,6 +95,7 @@ def test_log_normal_times_stay_in_the_span():
     process = PROCESSES["edm"](sigma_min=0.1, sigma_max=1.0)
     t = draw(log_normal(), process, 1000)
     assert t.min() == np.float32(0.1) and t.max() == 1 and 0.1 < np.median(t) < 1
+    assert draw(log_normal(mean=-7.0), PROCESSES["vp"](), 1000).min() == np.float32(1e-5)  # of training; sampling ends earlier
 
 
 def test_times_that_make_no_sense_are_refused():
@@ -168,6 +169,30 @@ def test_the_history_is_the_last_losses_of_each_time():
         found = [sorted(row[: min(count, kept)].tolist()) for row, count in zip(history.losses, history.counts, strict=True)]
         np.testing.assert_allclose(np.concatenate(found), np.concatenate([sorted(losses) for losses in reference.losses]))
     assert not warm[0] and not warm[1] and warm[-1]
+
+
+def test_no_place_of_the_ring_is_written_twice():
+    """Of one batch: which of two writes would stay is nowhere said. The last losses of each time are written, no others."""
+    kept, written = 4, []
+
+    class Losses:
+        """An array that tells where it is written."""
+
+        at = property(lambda self: self)
+
+        def __getitem__(self, places):
+            written.extend(zip(*(np.asarray(part).tolist() for part in places), strict=True))
+            return self
+
+        def set(self, losses, mode):
+            assert mode == "drop" and len(losses) == len(written)
+
+    for count in range(1, 3 * kept):
+        written.clear()
+        importance(kept=kept).update(History(Losses(), jnp.array([3, 0])), jnp.full(count, 0.5), jnp.arange(count))
+        inside = [(n, slot) for n, slot in written if slot < kept]
+        assert len(set(inside)) == len(inside) == min(count, kept), count
+        assert written[-1] == (0, (3 + count - 1) % kept)
 
 
 def test_importance_times_have_their_probabilities_and_an_unbiased_mean():
