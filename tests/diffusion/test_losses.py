@@ -179,35 +179,45 @@ def test_the_loss_is_a_mean_over_elements():
 # ------------------------------------------------------------------------------------------------ the bound
 
 
-@pytest.mark.thorough
 def test_bound_losses_are_made_of_the_bounds_terms():
     """hybrid = weighted error + T / 1000 bits of L_t, vlb = T bits of L_t: on the first step, one amid, and the last."""
     steps = 20
     process, t = PROCESSES["cosine"](steps=steps), jnp.array([1, 7, 20]) / steps
     random = np.random.default_rng(0)
     x0, eps, output, raw = (jnp.asarray(random.uniform(-1, 1, (3, 2, 2, 1)), jnp.float32) for _ in range(4))
-    x = add_noise(process, x0, eps, t)
 
-    def network(shown, time):
-        chex.assert_trees_all_close((shown, time), (x, jnp.array([0.0, 6.0, 19.0])), rtol=1e-5)
-        return jnp.concatenate([output, raw], -1)
+    @jax.jit
+    def found_and_expected():
+        seen, x = [], add_noise(process, x0, eps, t)
 
-    prediction = ALL["x0"]
-    for variance in ("learned", "learned_range"):
-        guess = Prediction(output, output, raw=raw)
-        terms = bits(bound_term(process, x0, guess, t, t - 1 / steps, BOUND_VARIANCES[variance]), (4,))
+        def of(loss, *decoder):
+            def network(*inputs):
+                seen.append(inputs)
+                return jnp.concatenate([output, raw], -1) if loss.learns else output
+
+            return loss.of(network, process, ALL["x0"], x0, eps, t, *decoder)
+
+        def terms(variance, *decoder):
+            guess = Prediction(output, output, raw=raw)
+            return bits(bound_term(process, x0, guess, t, t - 1 / steps, BOUND_VARIANCES[variance], *decoder), (4,))
+
+        pairs = [(of(LOSSES["vlb"](variance="large"), *decoder), 20 * terms("large", *decoder)) for decoder in ((), (density,))]
         error = jnp.square(output - x0).mean((1, 2, 3)) * jnp.minimum(jnp.exp(process.log_snr(t)), 5)
-        hybrid = LOSSES["hybrid"](weighting=min_snr(), variance=variance)
-        vlb = LOSSES["vlb"](variance=variance)
-        assert hybrid.learns == vlb.learns == variance
-        found = hybrid.of(network, process, prediction, x0, eps, t), vlb.of(network, process, prediction, x0, eps, t)
-        chex.assert_trees_all_close(found, (error + 0.02 * terms, 20 * terms), rtol=1e-4)
-    fixed = LOSSES["vlb"](variance="large")
-    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, BOUND_VARIANCES["large"]), (4,))
-    assert fixed.learns == ""
-    chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t), 20 * terms, rtol=1e-4)
-    terms = bits(bound_term(process, x0, Prediction(output, output), t, t - 1 / steps, BOUND_VARIANCES["large"], density), (4,))
-    chex.assert_trees_all_close(fixed.of(lambda *_: output, process, prediction, x0, eps, t, density), 20 * terms, rtol=1e-4)
+        for variance, decoder in (("learned", ()), ("learned_range", (density,))):
+            hybrid = LOSSES["hybrid"](weighting=min_snr(), variance=variance)
+            pairs.append((of(hybrid, *decoder), error + 0.02 * terms(variance, *decoder)))
+            pairs.append((of(LOSSES["vlb"](variance=variance), *decoder), 20 * terms(variance, *decoder)))
+        return pairs, seen, x
+
+    pairs, seen, x = found_and_expected()
+    for found, expected in pairs:
+        chex.assert_trees_all_close(found, expected, rtol=1e-4)
+    for shown, time in seen:
+        chex.assert_trees_all_close((shown, time), (x, jnp.array([0.0, 6.0, 19.0])), rtol=1e-5)
+    for variance in ("learned", "learned_range"):
+        made = LOSSES["hybrid"](weighting=min_snr(), variance=variance), LOSSES["vlb"](variance=variance)
+        assert [loss.learns for loss in made] == [variance] * 2
+    assert LOSSES["vlb"](variance="large").learns == ""
 
 
 @jax.jit
@@ -227,7 +237,6 @@ def bound_slopes(process, x0, eps, t, output, raw):
     return of(LOSSES["hybrid"](weighting=WEIGHTINGS["simple"](), **knobs)), of(LOSSES["vlb"](**knobs)), jax.grad(error)(output)
 
 
-@pytest.mark.thorough
 def test_in_the_hybrid_loss_the_bound_teaches_the_variance_alone():
     """Both on the first step and later, every slope finite; x0_hat far outside of [-1, 1] still has one: it is not clipped."""
     process, t = PROCESSES["linear"](), jnp.array([1, 2, 700, 1000]) / 1000
