@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,7 +15,8 @@ from flax import linen as nn
 import ddpm_jax
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.guidance import classifier_free, dynamic_thresholding
-from ddpm_jax.diffusion.predictions import PREDICTIONS
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction
+from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import ddim
 from ddpm_jax.diffusion.times import Examples
@@ -65,6 +67,59 @@ def test_labels_are_dropped_in_the_share_and_per_example(config, monkeypatch):
     config.cond.dropout = 0.0
     loss = jax.jit(build(config, (2,), 5).loss)
     np.testing.assert_array_equal(shown(np.arange(4000)), labels)
+
+
+def test_what_a_sample_is_guided_by(config, monkeypatch):
+    """One point and its x0: the network's word for the label of the sample, by its number in all of them; against that for the
+    null label, as far as the scale says; and clipped where that is set."""
+    monkeypatch.setitem(NETWORKS, "spy", Spy)
+    config.network.name, config.prediction.name, config.loss.weighting = "spy", "x0", "x0"
+    config.sampler.update(name="ddim", steps=1, labels=(2, 0, 1))
+
+    def drawn(scale, **sampler):
+        config.guidance.scale = scale
+        config.sampler.update(sampler)
+        task = build(config, (2,), 3)
+        params = jax.tree.map(lambda w: w + 0.25, task.init(jax.random.key(0)))
+        return jax.jit(task.sample)(params, task.knobs, np.uint32(0), np.array([7, 3, 2, 0], np.int32)).x[:, 0]
+
+    labels = np.array([0, 2, 1, 2])
+    np.testing.assert_allclose(drawn(1.0), 0.25 + 1000 * labels)
+    np.testing.assert_allclose(drawn(3.0), 0.25 + 1000 * (3 * labels - 2 * 3), rtol=1e-6)  # the null label is 3
+    np.testing.assert_allclose(drawn(1.0, clip="rederive"), [0.25, 1, 1, 1])
+
+
+def test_a_weaker_model_stands_in_for_the_null_label(config):
+    """With the same labels, on the other side of the scale. The interval, rescaling and thresholding are those that are set."""
+    process, labels, t = PROCESSES["vp"](), jnp.array([1.0, 4.0]), jnp.array([0.3, 0.9])
+    x = jnp.array([[0.3, 0.1], [-0.2, 0.7]])
+
+    def bind(labels, factor=1.0):
+        return lambda x, t: Prediction(factor * labels[:, None] * jnp.sin(3 * x), factor * x)  # noqa: ARG005
+
+    weak = SimpleNamespace(denoiser=lambda params, labels, process: bind(labels, params))  # noqa: ARG005
+    guides = {"guidance.weak": SimpleNamespace(task=weak, params=0.5)}
+
+    def guided_by(**section):
+        config.guidance.update(section)
+        knobs = guided.knobs(config.guidance, guides)
+        return guided.by_pairs(bind, labels, 9, process, PREDICTIONS["eps"](), config.guidance, guides, knobs)(x, t)
+
+    strong = bind(labels)(x, t)
+    found = guided_by(scale=3.0, weak="somewhere")
+    assert found.evaluations == 2
+    np.testing.assert_allclose(found.eps, 3 * strong.eps - 2 * 0.5 * strong.eps, rtol=1e-6)
+    np.testing.assert_allclose(found.x0, 2 * strong.x0, rtol=1e-6)
+    for low, high, acts in ((0.0, 2.0, [True, False]), (2.0, 0.0, [False, True])):  # sigma / alpha is 0.8 and 7.5
+        inside = guided_by(interval_low=low, interval_high=high)
+        np.testing.assert_allclose(inside.x0, np.where(np.array(acts)[:, None], 2, 1) * strong.x0, rtol=1e-6)
+    config.guidance.interval_low = config.guidance.interval_high = 0.0
+    pair = lambda x, t: (bind(labels)(x, t), bind(labels, 0.5)(x, t))  # noqa: E731
+    rescaled = classifier_free(pair, process, scale=3.0, rescale=0.7, prediction=PREDICTIONS["eps"]())
+    chex.assert_trees_all_close(guided_by(rescale=0.7), rescaled(x, t), rtol=1e-6)
+    chex.assert_trees_all_close(
+        guided_by(threshold=80.0), dynamic_thresholding(rescaled, process, percentile=80.0)(x, t), rtol=1e-6
+    )
 
 
 @pytest.fixture(scope="module")
