@@ -116,6 +116,31 @@ def test_metrics_are_those_of_the_steps(point_config, point_source, tmp_path, me
     np.testing.assert_allclose([line["learning_rate"] for line in each], [1e-4, 2e-4, 2e-4, 2e-4], rtol=1e-6)
 
 
+def test_what_is_told_on_the_way(point_config, point_source, tmp_path, monkeypatch, metrics):
+    """The held-out loss and the pictures are those of the average that sampler.ema names; the learning rate is that of the last
+    update made. One example is no number, and the step that holds it is skipped."""
+    point_config.train.update(steps=4, log_every=1, checkpoint_every=2, keep_last=2, sample_every=2, on_nonfinite="skip")
+    point_config.ema.decays, point_config.sampler.ema = (0.0, 0.9), 1
+    point_config.optim.update(warmup_steps=4, learning_rate=0.04)
+    point_config.eval.loss_every = 2
+    measured, drawn, source = [], [], poisoned(point_source)
+    monkeypatch.setattr(loop, "make_loss", lambda *_: lambda params: measured.append(jax.device_get(params)) or 1.5)
+    preview = lambda params: drawn.append(jax.device_get(params)) or Sampled(np.zeros((4, 2), "f"), 1)  # noqa: E731
+    monkeypatch.setattr(resumable.sampling, "make_preview", lambda *_: preview)
+    run_directory.write(tmp_path, point_config, (2,))
+    task = build(point_config, (2,), 3)
+    state = resumable.train(point_config, tmp_path, task, source, jax.devices()[:1], held_out=point_source)
+    chex.assert_trees_all_equal(measured[1], jax.device_get(state.ema[1]))
+    chex.assert_trees_all_equal(drawn, measured[:1])
+    for earlier in (measured[0], jax.device_get(state.ema[0])):
+        assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (earlier, measured[1])), strict=True))
+    skipped = [5 in batch_indices(ORDER, k, 48, 16) for k in range(4)]
+    assert not skipped[0] and sum(skipped) == 1
+    rates = [0.01 * updates for updates in np.cumsum(np.logical_not(skipped))]
+    np.testing.assert_allclose([line["learning_rate"] for line in metrics(tmp_path)], rates, rtol=1e-6)
+    assert [line.get("eval_loss") for line in metrics(tmp_path)] == [None, 1.5, None, 1.5]
+
+
 @pytest.mark.thorough
 def test_divergence_stops_at_the_first_bad_step_and_keeps_the_checkpoint(point_config, point_source, tmp_path, metrics):
     """One batch holds the example that is no number; with `skip` the run goes on from there."""
