@@ -15,16 +15,21 @@ from ddpm_jax.diffusion.posterior import (
     posterior_mean,
     small_variance,
 )
+from ddpm_jax.diffusion.process import transition
 from ddpm_jax.diffusion.processes import PROCESSES
 
 
 @jax.jit
 def of_pair(process, x, x0, t, s):
-    return posterior_mean(process, x, x0, t, s), small_variance(process, t, s), large_variance(process, t, s)
+    variances = small_variance(process, t, s), large_variance(process, t, s)
+    return posterior_mean(process, x, x0, t, s), *variances, *transition(process, t, s)
 
 
 def test_posterior_is_bayes(process, times):
-    """The product of the densities q(x_s | x_0) and q(x_t | x_s) in x_s, by adding precisions; up to alpha_t = 0."""
+    """The product of the densities q(x_s | x_0) and q(x_t | x_s) in x_s, by adding precisions; up to alpha_t = 0.
+
+    And q(x_t | x_s) is what takes the marginal at s over into that at t.
+    """
     t, s = times[1:], times[:-1]
     at, st, as_, ss = (np.asarray(f(time)) for time in (t, s) for f in (process.alpha, process.sigma))
     x, x0 = np.linspace(-2, 2, len(t)), np.linspace(1, -0.5, len(t))
@@ -33,17 +38,18 @@ def test_posterior_is_bayes(process, times):
     precision = 1 / ss**2 + a**2 / step
     mean = (as_ * x0 / ss**2 + a * x / step) / precision
     found = of_pair(process, x[:, None], x0[:, None], t, s)
-    chex.assert_trees_all_close(found, (mean[:, None], 1 / precision, step), rtol=1e-8, atol=1e-12)
+    chex.assert_trees_all_close(found, (mean[:, None], 1 / precision, step, a, step), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "vp", "sub_vp", "rectified_flow"])
 def test_the_step_to_time_0_gives_x0(name):
     process, x, x0 = PROCESSES[name](), jnp.array([[0.3, -2.0]]), jnp.array([[0.5, 0.1]])
     for t in (0.001, 0.7):
-        mean, small, large = of_pair(process, x, x0, t, 0.0)
+        mean, small, large, a, step = of_pair(process, x, x0, t, 0.0)
         chex.assert_trees_all_equal(mean, x0)
         assert small == 0
-        chex.assert_trees_all_close(large, process.sigma(t) ** 2, rtol=1e-6)
+        chex.assert_trees_all_close((large, step), (process.sigma(t) ** 2,) * 2, rtol=1e-6)
+        chex.assert_trees_all_close(a, process.alpha(t), rtol=1e-6)
 
 
 def published(name):
