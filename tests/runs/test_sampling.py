@@ -61,6 +61,8 @@ def test_progress_over_batches_and_inside_them(point_config):
     np.testing.assert_array_equal(told_of, [part.x for part in batches(params)])
     (second,) = batches(params, told.append, first=1)
     np.testing.assert_array_equal(second.x, told_of[1])
+    np.testing.assert_array_equal([part.x for part in batches(params, seed=0)], told_of)  # 0 is that of the config
+    assert not np.intersect1d(np.stack([part.x for part in batches(params, seed=1)]), told_of).size
     assert not jax.make_jaxpr(task.sample)(params, task.knobs, np.uint32(0), np.arange(2, dtype=np.int32)).effects
 
 

@@ -4,18 +4,13 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
 
 from ddpm_jax.data import SOURCES, Source, Streamed, batch_indices, folder
-from ddpm_jax.diffusion.times import Examples
-from ddpm_jax.models import NETWORKS
 from ddpm_jax.runs import resumable, run_directory
 from ddpm_jax.tasks import build
-from ddpm_jax.tasks.noising import FLIP
 from ddpm_jax.training.feed import open_feed
 
 
@@ -87,31 +82,3 @@ def test_a_streamed_run_is_the_run_in_memory(kind, metrics, tiny_config, tiny_so
         states.append(jax.device_get(state))
     chex.assert_trees_all_equal(*states)
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "streamed")
-
-
-class Slope(nn.Module):
-    """A network that says one image, darker on one side and at one end, whatever it is shown."""
-
-    @nn.compact
-    def __call__(self, x, time, keys=None):  # noqa: ARG002 - the signature of every network
-        return self.param("w", nn.initializers.ones, ()) * SLOPE + 0 * x
-
-
-SLOPE = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8, 1)
-
-
-def test_flips_are_addressed_per_example(tiny_config, monkeypatch):
-    """A picture's loss is that of the picture or of its mirror image, as its own key says, each for about half."""
-    monkeypatch.setitem(NETWORKS, "slope", Slope)
-    tiny_config.network.name, tiny_config.prediction.name, tiny_config.loss.weighting = "slope", "x0", "x0"
-    tiny_config.data.flip = True
-    task = build(tiny_config, (8, 8, 1))
-    image = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
-    examples = Examples(jax.random.split(jax.random.key(0), 32), jnp.arange(32), 32)
-    flipped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(examples.keys)
-    assert 8 < flipped.sum() < 24
-    straight, mirrored = (np.square(x / np.float32(127.5) - 1 - SLOPE).mean((1, 2, 3)) for x in (image, image[:, :, ::-1]))
-    params, compiled = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.loss, static_argnames="training")
-    for training, mirrors in ((True, flipped), (False, False)):
-        loss = compiled(params, {"image": image}, examples, (), training=training)[0]
-        np.testing.assert_allclose(loss, np.where(mirrors, mirrored, straight), rtol=1e-4)
