@@ -10,8 +10,9 @@ import pytest
 from sklearn.mixture import GaussianMixture
 
 from ddpm_jax.diffusion import oracle
-from ddpm_jax.diffusion.bound import BOUND_VARIANCES, density
+from ddpm_jax.diffusion.bound import BOUND_VARIANCES, bound_term, density
 from ddpm_jax.diffusion.likelihood import (
+    HEUN,
     PROBES,
     chain_times,
     dequantise,
@@ -22,8 +23,9 @@ from ddpm_jax.diffusion.likelihood import (
     rk4,
     variational_bound,
 )
+from ddpm_jax.diffusion.likelihood import RK4 as RK4_TABLEAU
 from ddpm_jax.diffusion.predictions import Prediction
-from ddpm_jax.diffusion.process import Process, expand, prior_kl, prior_log_density
+from ddpm_jax.diffusion.process import Process, add_noise, expand, prior_kl, prior_log_density
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.transforms import clipped
 
@@ -96,6 +98,18 @@ def test_orders(x64):  # noqa: ARG001
         errors = [abs(f.log_density - exact).max() for f in found]
         assert (found[0].evaluations == order * (steps[0] - 1)).all()
         np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.4)
+
+
+def test_the_tableaus_meet_the_conditions_of_their_orders():
+    """Hairer, Norsett & Wanner, Solving ODEs I, table 2.1: a condition for each tree of up to as many nodes as the order."""
+    for tableau, order in ((HEUN, 2), (RK4_TABLEAU, 4)):
+        c, b = np.array(tableau.nodes), np.array(tableau.weights)
+        a = np.array([[*row, *[0] * (len(c) - len(row))] for row in tableau.rows])
+        np.testing.assert_allclose(a.sum(1), c)
+        trees = {1: [(b.sum(), 1)], 2: [(b @ c, 1 / 2)], 3: [(b @ c**2, 1 / 3), (b @ a @ c, 1 / 6)]}
+        trees[4] = [(b @ c**3, 1 / 4), (b * c @ a @ c, 1 / 8), (b @ a @ c**2, 1 / 12), (b @ a @ a @ c, 1 / 24)]
+        for nodes in range(1, order + 1):
+            np.testing.assert_allclose(*zip(*trees[nodes], strict=True), rtol=1e-12)
 
 
 @pytest.mark.thorough
@@ -236,8 +250,10 @@ def test_the_bound_of_the_optimal_denoiser_reaches_the_density(x64):  # noqa: AR
     np.testing.assert_allclose(coarse / fine, 2, atol=0.3)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", ["continuous_cosine", "sub_vp", "rectified_flow", "ve", "linear"])
+OTHERS = ("continuous_cosine", "rectified_flow", "ve", "linear")
+
+
+@pytest.mark.parametrize("name", ["sub_vp", *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
 def test_the_times_of_a_chain(name):
     """In float32 they decrease strictly between the ends, exactly; the log-SNRs near the data are evenly spaced."""
     process = PROCESSES[name]()
@@ -261,11 +277,11 @@ def chain():
         given = {"variance": BOUND_VARIANCES["large"], "terms": terms, "to_data": True, "decoder": density}
         return variational_bound(clipped(denoise, process), process, x, keys, times, **given)
 
-    return process, x, keys, times, bound
+    return process, denoise, x, keys, times, bound
 
 
 def test_the_parts_of_the_bound(chain):
-    process, x, keys, times, bound = chain
+    process, denoise, x, keys, times, bound = chain
     found = bound(x, keys)
     chex.assert_shape(found.terms, (39, 8))
     assert found.evaluations == 40
@@ -273,13 +289,21 @@ def test_the_parts_of_the_bound(chain):
     chex.assert_trees_all_close(found.times, jnp.broadcast_to(times[:-1, None], (39, 8)))
     assert (found.terms > 0).all()
     few = bound(x[2:5], keys[2:5])
+
+    @jax.jit
+    def to_data():
+        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 39), (2,)))(keys)
+        guess = clipped(denoise, process)(add_noise(process, x, eps, times[-1]), times[-1])
+        return bound_term(process, x, guess, times[-1], 0.0, BOUND_VARIANCES["large"], density)
+
+    chex.assert_trees_all_close(found.decoder, to_data(), rtol=1e-5)
     for name in ("prior", "terms", "decoder"):
         chex.assert_trees_all_close(getattr(few, name), getattr(found, name)[..., 2:5], rtol=1e-5)
 
 
 def test_some_of_the_terms(chain):
     """Each is the term of the whole sum, times 39 / 10, one of each tenth; on the average over examples they are the sum."""
-    _, x, _, times, bound = chain
+    _, _, x, _, times, bound = chain
     x, keys = jnp.tile(x, (250, 1)), jax.random.split(jax.random.key(5), 2000)
     whole, some = bound(x, keys), bound(x, keys, terms=10)
     assert some.evaluations == 11 and some.terms.shape == (10, 2000)
