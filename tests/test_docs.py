@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from ddpm_jax import config as configs
 from ddpm_jax.diffusion.grids import GRIDS
-from ddpm_jax.diffusion.samplers import SAMPLERS
+from ddpm_jax.diffusion.predictions import Prediction
+from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, meter
 from ddpm_jax.diffusion.samplers.names import GRIDS_ELSEWHERE, SAMPLERS_ELSEWHERE, here
 from ddpm_jax.errors import UserError
 
@@ -25,6 +29,24 @@ def test_every_sampler_is_on_its_page_with_its_order():
     highest = {"unipc": {"order": 3}, "deis": {"order": 3}}
     wanted = {name: str(make(**highest.get(name, {})).order or "") for name, make in SAMPLERS.items()}
     assert {name: order.removeprefix("up to ") for name, order in orders.items()} == wanted
+
+
+def test_every_sampler_costs_what_its_page_says():
+    """The evaluations of a step amid the chain; two have as many as they need or are told."""
+    process, x, counted = PROCESSES["vp"](), jnp.zeros((1, 2)), set()
+    rows = [line.split("|")[1:-1] for line in PAGE.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    for row in rows:
+        names = [name for name in re.findall(r"`([a-z0-9_]+)`", row[0]) if name in SAMPLERS]
+        stated = row[2].strip().split(", ")
+        for i, name in enumerate(names):
+            if stated[0].isdecimal():
+                sampler = SAMPLERS[name]()
+                denoise, apart, spent = meter(lambda x, t: Prediction(x, x))  # noqa: ARG005
+                at = At(jnp.asarray(0.6), jnp.asarray(0.5), jnp.asarray(4), 9, lambda j: x, apart)  # noqa: ARG005
+                jax.eval_shape(lambda x, of=sampler, on=denoise, at=at: of.step(on, process, x, of.init(x), at)[0], x)
+                assert spent() == int(stated[i % len(stated)]), name
+                counted.add(name)
+    assert SAMPLERS.keys() - counted == {"annealed_langevin", "adaptive_ode"}
 
 
 @pytest.mark.parametrize("key, elsewhere, ours", [
