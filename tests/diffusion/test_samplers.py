@@ -108,7 +108,7 @@ def gated(gate, others):
 
 WITH_ORDER = [name for name, make in ROWS.items() if make().order]
 THOROUGH = pytest.mark.thorough
-QUICK = SAMPLERS.keys() - {"euler_ancestral", "generalized_ddim", "dpm_fast"}  # which are made of others, see SAME
+QUICK = SAMPLERS.keys() - {"euler_ancestral", "generalized_ddim", "dpm_fast"}  # which are made of others: see SAME, and below
 COUNTS = (64, 128, 256)
 FUNCTIONS = ("log_alpha", "alpha", "sigma", "inverse_log_snr", "time_input")
 
@@ -736,6 +736,21 @@ def test_samplers_that_are_one_method(name, x64):  # noqa: ARG001
 
     one, other = map(ends, SAME[name])
     chex.assert_trees_all_close(one, other, rtol=1e-8)
+
+
+def test_a_budget_of_evaluations_ends_in_steps_of_lower_order(x64):  # noqa: ARG001
+    """For 3 k + remainder evaluations all steps but the last are DPM-Solver-3's (section 3.4); the one of order 1 is DDIM's."""
+    process, times = PROCESSES["vp"](), jnp.array([0.9, 0.7, 0.5, 0.3, 0.1])
+    known = {make().step.func: order for make, order in ((samplers.dpm_solver_2, 2), (samplers.dpm_solver_3, 3))}
+    for remainder, orders in ((0, (3, 3, 2, 1)), (1, (3, 3, 3, 1)), (2, (3, 3, 3, 2))):
+        phases = samplers.dpm_fast(remainder=remainder).phases(times)
+        steps = [step for step, (numbers, _, _) in phases for _ in numbers]
+        assert tuple(known.get(step.func, 1) for step in steps) == orders and sum(orders) % 3 == remainder
+    step = samplers.dpm_fast(remainder=1).end[0]
+    at = At(times[3], times[4], 3, 4, lambda _: 0.0, None)
+    x, denoise = jnp.array([[0.4, -1.0]]), oracle.denoiser(mixture(), process)
+    found, expected = (of(denoise, process, x, (), at)[0] for of in (step, ddim().step))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def by_hand(name, eta):
