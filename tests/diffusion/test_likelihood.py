@@ -167,6 +167,13 @@ def test_probes():
     np.testing.assert_allclose(jnp.einsum("bkij,bklm->ijlm", basis, basis).reshape(6, 6) / 6, np.eye(6), atol=1e-6)
 
 
+def test_evaluations_are_those_of_the_denoiser():
+    """Two in each call, two calls from one of three points to the next."""
+    denoise, keys = lambda x, t: Prediction(0 * x, x, evaluations=2), jax.random.split(jax.random.key(0), 1)  # noqa: ARG005
+    found = jax.jit(partial(log_likelihood, denoise, PROCESSES["vp"](), solver=heun(steps=3)))(jnp.ones((1, 1)), keys)
+    assert found.evaluations == 8
+
+
 @pytest.mark.thorough
 def test_a_denoiser_of_two_evaluations_and_a_solver_that_does_not_arrive():
     process = PROCESSES["edm"]()
