@@ -65,6 +65,7 @@ def test_the_limit():
     solve = jax.jit(lambda rates: adaptive.solve(growth(rates), jnp.ones((2, 1)), 0.0, 2.0, max_evaluations=120))
     solved = solve(jnp.array([0.5, 50.0]))
     assert solved.reached.tolist() == [True, False] and solved.evaluations.max() <= 120
+    assert (solved.evaluations % 6 == 1).all()  # six a step, and one before the first
     with pytest.raises(ValueError, match="at least 7, those of one step, found 6"):
         adaptive.solve(growth(1.0), jnp.ones((1, 1)), 0.0, 1.0, max_evaluations=6)
 

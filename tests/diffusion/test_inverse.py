@@ -12,7 +12,7 @@ from ddpm_jax.diffusion import inverse, oracle
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, annealed_langevin, ddim, heun, plms
+from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, annealed_langevin, ddim, heun, meter, plms
 
 SHAPE = (4, 4, 3)
 KNOWN = np.random.default_rng(3).random((4, 4, 1)) < 0.6
@@ -295,6 +295,24 @@ SETTINGS = {"replacement": {}, "repaint": {"resamplings": 3}, "dps": {"zeta": 0.
 SETTINGS["mmps"] = {"iterations": 4}
 EVALUATIONS = {"replacement": 9 + 1, "repaint": 9 * 3 + 1, "dps": 9 * 2 + 1, "pigdm": 10 * 2, "tmpd": 10 * 3}
 EVALUATIONS["mmps"] = 10 * (2 + 4)
+
+
+def test_every_method_is_the_transform_of_its_name():
+    """Told by what they cost: a denoiser's call, or that of a step."""
+    process, x, image = PROCESSES["vp"](), jnp.ones((1, 2)), jnp.asarray(IMAGE)
+    t, s = jnp.asarray(0.5), jnp.asarray(0.4)
+    of_a_call = {"pigdm": 2, "tmpd": 3, "mmps": 2 + 4}
+    of_a_step = {"replacement": 1, "repaint": 3, "dps": 2}
+    assert inverse.INPAINTING.keys() == of_a_call.keys() | of_a_step.keys()
+    for name, method in inverse.INPAINTING.items():
+        sampler, denoise = method(ddim(), pair(process), process, image, FIRST, **SETTINGS[name])
+        counted, apart, spent = meter(denoise)
+
+        def step(x, sampler=sampler, counted=counted, apart=apart, spent=spent):
+            sampler.step(counted, process, x, (), At(t, s, 0, 1, lambda j: x, apart))  # noqa: ARG005
+            return spent()
+
+        assert jax.jit(step)(x) == (of_a_call | of_a_step)[name], name
 
 
 @pytest.mark.thorough

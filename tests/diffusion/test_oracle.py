@@ -118,6 +118,15 @@ def test_draws(name, t, x64):  # noqa: ARG001
     check_moments(x[labels == 1], means[1], covariances[1])
 
 
+def test_a_draw_has_a_noise_apart_from_its_label(x64):  # noqa: ARG001
+    """Of two components that differ in their labels alone each has the mean 0 and the variance 1, to five standard errors."""
+    data, count = oracle.mixture([[0.0], [0.0]], [[[1.0]], [[1.0]]]), 4000
+    x, labels = map(np.asarray, draw(data, PROCESSES["vp"](), 0.0, sample_keys(0, np.arange(count))))
+    for label in (0, 1):
+        own = x[labels == label]
+        assert abs(own.mean()) < 5 / np.sqrt(len(own)) and abs(own.var() - 1) < 5 * np.sqrt(2 / len(own))
+
+
 def test_a_draw_depends_on_its_key_alone(x64):  # noqa: ARG001
     process, keys = PROCESSES["vp"](), sample_keys(0, np.arange(5))
     x, labels = draw(data(), process, T[:5], keys)

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.oracle import denoiser, gaussian
-from ddpm_jax.diffusion.predictions import PREDICTIONS, network_denoiser
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, network_denoiser
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys, sampling
 from ddpm_jax.diffusion.samplers import SAMPLERS, At, Sampler, ancestral, ddim
@@ -98,6 +98,17 @@ def test_the_network_sees_each_index_once(steps):
     jax.effects_barrier()
     assert seen == np.rint(np.linspace(999, 0, steps)).tolist()
     assert evaluations == len(seen) == steps
+
+
+def test_what_comes_last_and_what_is_filmed():
+    """Of a sampler that adds 1, and whose mean is 100 more than where it stood; the denoiser says 1000 times its x."""
+    times = uniform(PROCESS, steps=6)
+    sampler = Sampler(Partial(lambda x: ()), Partial(lambda denoise, process, x, memory, at: (x + 1, x + 100, memory)))  # noqa: ARG005
+    denoise, start = lambda x, t: Prediction(1000 * x, x), jnp.zeros((6, 3))  # noqa: ARG005
+    for last, end, evaluations in (("stop", 5, 0), ("mean", 104, 0), ("denoise", 5000, 1)):
+        found = sample(sampler, denoise, PROCESS, times, KEYS, (3,), last=last, x=start, frames=4)
+        assert (found.x == end).all() and found.evaluations == evaluations
+        np.testing.assert_array_equal(found.frames[:, 0, 0], [0, 2, 3, end])  # before the transitions 0, 2 and 3 of 5
 
 
 @pytest.mark.thorough
