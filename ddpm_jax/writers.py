@@ -3,13 +3,15 @@
 import itertools
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ddpm_jax import files
+
+Rows = Mapping[str, np.ndarray]  # what samples are conditioned on, by the names of the arrays, [M, ...] each
 
 
 class Samples(Protocol):
@@ -22,8 +24,9 @@ class Samples(Protocol):
     def rows(self, indices: np.ndarray) -> np.ndarray: ...
 
 
-def write_npz(path: Path, samples: Samples, labels: tuple[int, ...], together: files.Together) -> Path:
-    """PATH.npz, as guided-diffusion's evaluator reads it: `arr_0`, the samples; `arr_1`, int32 [N], their labels, if any."""
+def write_npz(path: Path, samples: Samples, given: Rows, together: files.Together) -> Path:
+    """PATH.npz, as guided-diffusion's evaluator reads it: `arr_0`, the samples; beside them the rows of `given`, in turn:
+    `arr_1`, int32 [N], are labels."""
     path = path.with_name(f"{path.name}.npz")
     first = samples.rows(np.arange(1))
     head = {"descr": first.dtype.str, "fortran_order": False, "shape": (samples.count, *first.shape[1:])}
@@ -32,13 +35,13 @@ def write_npz(path: Path, samples: Samples, labels: tuple[int, ...], together: f
             np.lib.format.write_array_header_1_0(member, head)
             for x in samples:
                 member.write(x.tobytes())
-        if labels:
-            with archive.open("arr_1.npy", "w") as member:
-                np.lib.format.write_array(member, np.resize(np.int32(labels), samples.count))
+        for name, rows in given.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, rows[np.arange(samples.count) % len(rows)])
     return path
 
 
-def write_pngs(path: Path, samples: Samples, labels: tuple[int, ...], together: files.Together) -> Path:  # noqa: ARG001 - as all
+def write_pngs(path: Path, samples: Samples, given: Rows, together: files.Together) -> Path:  # noqa: ARG001 - as all
     """PATH, a folder of 000000.png and so on, one file per sample, as clean-fid and torch-fidelity read it."""
     from PIL import Image
 
@@ -49,4 +52,4 @@ def write_pngs(path: Path, samples: Samples, labels: tuple[int, ...], together: 
     return path
 
 
-WAYS: dict[str, Callable[[Path, Samples, tuple[int, ...], files.Together], Path]] = {"npz": write_npz, "png": write_pngs}
+WAYS: dict[str, Callable[[Path, Samples, Rows, files.Together], Path]] = {"npz": write_npz, "png": write_pngs}

@@ -51,8 +51,8 @@ class Toy(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x, time, keys=None, labels=None):  # noqa: ARG002
-        of_labels = add_labels(jnp.ones((len(x), 1)), labels, self.num_classes)[:, :, None, None]
+    def __call__(self, x, time, keys=None, condition=None):  # noqa: ARG002
+        of_labels = add_labels(jnp.ones((len(x), 1)), condition, self.num_classes)[:, :, None, None]
         return self.param("scale", nn.initializers.ones, ()) * of_labels * x
 
 

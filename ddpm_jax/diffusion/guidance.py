@@ -10,6 +10,7 @@ sampler does not end in p(x) p(y | x)^w. Scales w are [] or one per example [B],
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,13 @@ from ddpm_jax.diffusion.transforms import without_shift
 Pair = Callable[[jax.Array, jax.Array], tuple[Prediction, Prediction]]
 
 
-def batched_pair(bind: Callable[[jax.Array], Denoiser], condition: jax.Array, other: jax.Array) -> Pair:
-    """pair(x, t) for two conditions [B, ...] (labels and null labels), by one call for a batch of 2 B: evaluations 1 of each.
+def batched_pair(bind: Callable[[Any], Denoiser], condition: Any, other: Any) -> Pair:
+    """pair(x, t) for two conditions, pytrees of arrays [B, ...] (of labels and null labels, say), by one call for a batch of
+    2 B: evaluations 1 of each.
 
     bind(condition [2 B, ...]) is the denoiser of this condition.
     """
-    both = jnp.concatenate([condition, other])
+    both = jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, other)
 
     def pair(x, t):
         t = jnp.broadcast_to(t, x.shape[:1])

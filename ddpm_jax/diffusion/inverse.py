@@ -328,34 +328,46 @@ def moment_matched(
 
 # ------------------------------------------------------------------------------------------------ inpainting, by name
 #
-# (sampler, denoise, process, image, known) -> (sampler, denoise). Around the result goes `known_x0`.
+# (sampler, denoise, process, image, known, decode) -> (sampler, denoise). decode(x0) -> images, a linear function, where x0 are
+# no pixels; else None, and around the result goes `known_x0`.
 
 
-def _by_replacement(sampler, denoise, process, image, known):  # noqa: ARG001
+def _measured(image, known, decode):
+    """The operator and what it saw: the known pixels, 0 in place of the others."""
+    operator = mask(known) if decode is None else lambda x0: jnp.where(known, decode(x0), 0.0)
+    return operator, jnp.where(known, image, 0.0)
+
+
+def _in_place(decode):
+    if decode is not None:
+        raise ValueError("known pixels cannot be put in place where states are no pixels: take dps, pigdm, tmpd or mmps")
+
+
+def _by_replacement(sampler, denoise, process, image, known, decode=None):  # noqa: ARG001
+    _in_place(decode)
     return replacement(sampler, image, known), denoise
 
 
-def _by_repaint(sampler, denoise, process, image, known, *, resamplings):  # noqa: ARG001
+def _by_repaint(sampler, denoise, process, image, known, decode=None, *, resamplings):  # noqa: ARG001
+    _in_place(decode)
     return repaint(sampler, image, known, resamplings=resamplings), denoise
 
 
-def _by_dps(sampler, denoise, process, image, known, *, zeta):  # noqa: ARG001
-    return dps(sampler, mask(known), jnp.where(known, image, 0.0), zeta=zeta), denoise
+def _by_dps(sampler, denoise, process, image, known, decode=None, *, zeta):  # noqa: ARG001
+    return dps(sampler, *_measured(image, known, decode), zeta=zeta), denoise
 
 
-def _by_pigdm(sampler, denoise, process, image, known):
-    measurement = jnp.where(known, image, 0.0)
-    return sampler, moment_matched(denoise, process, mask(known), measurement, covariance="isotropic", iterations=1)
+def _by_pigdm(sampler, denoise, process, image, known, decode=None):
+    measured = _measured(image, known, decode)
+    return sampler, moment_matched(denoise, process, *measured, covariance="isotropic", iterations=1)
 
 
-def _by_tmpd(sampler, denoise, process, image, known):
-    measurement = jnp.where(known, image, 0.0)
-    return sampler, moment_matched(denoise, process, mask(known), measurement, covariance="row_sums")
+def _by_tmpd(sampler, denoise, process, image, known, decode=None):
+    return sampler, moment_matched(denoise, process, *_measured(image, known, decode), covariance="row_sums")
 
 
-def _by_mmps(sampler, denoise, process, image, known, *, iterations):
-    measurement = jnp.where(known, image, 0.0)
-    return sampler, moment_matched(denoise, process, mask(known), measurement, iterations=iterations)
+def _by_mmps(sampler, denoise, process, image, known, decode=None, *, iterations):
+    return sampler, moment_matched(denoise, process, *_measured(image, known, decode), iterations=iterations)
 
 
 INPAINTING: dict[str, Callable] = {

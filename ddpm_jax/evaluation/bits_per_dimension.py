@@ -31,9 +31,10 @@ from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
 
 # What a random number of an evaluation is for: what its address, see `diffusion.keys`, has after the example.
-DEQUANTISE, PROBE, NOISE = range(3)
+DEQUANTISE, PROBE, NOISE, ENCODE = range(4)
 NUMBERS = ("ode", "ode_evaluations", "bound", "bound_prior", "bound_decoder", "bound_evaluations")  # of an example
 LEVEL = 7.0  # bits of a pixel's level, of the 8 of it where x has the width 2: see `likelihood.dequantised_bits`
+OVER = (None, None, 0, 0, 0)  # how the arguments of what is computed lie over devices
 PARTS = 10  # of the chain, for which the bound's terms are kept apart
 
 
@@ -52,11 +53,16 @@ def evaluate(run: Run, source: Source | Streamed) -> dict[str, Any]:
     results = records.open_records(path, conditions, is_result)
     left = [i for i in range(count) if i not in results]
     start = time.monotonic()
+
+    def gather(places):
+        batch = source.gather(places)
+        return batch["image"], run.task.condition.of(batch)
+
     if left:
         say(f"bits per dimension of {count} examples of the split {c.split}, {count - len(left)} of them done")
-        compute = parallel.over_devices(make_compute(run.task, run.config, source.image_shape), devices, (None, 0, 0), 0)
+        compute = parallel.over_devices(make_compute(run.task, run.config, source.image_shape), devices, OVER, 0)
     with Progress(count, "examples", count - len(left)) as progress:
-        for now, found in in_batches(compute, run.params, source.gather, left, c.batch_size, devices) if left else ():
+        for now, found in in_batches(compute, run, gather, left, devices) if left else ():
             new = [{"example": i} | {name: found[name][k].tolist() for name in found} for k, i in enumerate(now)]
             _check_finite(now, found["ode"], found["bound"])
             records.append(path, new)
@@ -90,7 +96,7 @@ def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:
     data = arguments(SOURCES[run.config.data.name], run.config.data)
     here = ("split", "data_dir", "raw_dir", "path", "memory_limit_mb")
     data = {"name": run.config.data.name, "split": c.split} | {key: data[key] for key in data if key not in here}
-    data |= {"given": "label"} if run.config.cond.labels else {}
+    data |= {"given": run.task.condition.name} if run.task.condition.shown else {}
     data |= {"content": digest(json.dumps(identity, sort_keys=True).encode())} if identity else {}
     return conditions_of_the_ode(run) | {
         "data": data,
@@ -98,6 +104,7 @@ def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:
             "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)) - (not reaches_data(process)),
             "evaluated": c.bound_terms or "all",
             "variance": variance_of(run.config),
+            **({} if run.task.space.is_data else {"dequantised": True}),
         },
     }
 
@@ -142,40 +149,43 @@ class LogLikelihood(NamedTuple):
     conditions: dict[str, Any]
 
 
-def log_likelihood(run: Run, rows: np.ndarray, labels: np.ndarray | None, report: Report) -> LogLikelihood:
-    """Of images [N, H, W, C], uint8, or points; run.config.eval says how. labels [N]: of a conditional run.
+def log_likelihood(run: Run, rows: np.ndarray, condition: Any, report: Report) -> LogLikelihood:
+    """Of images [N, H, W, C], uint8, or points; run.config.eval says how. condition: rows [N, ...], of a conditional run.
 
     What image i gets depends on its place i, not on the batch or the devices. Raises UserError where the settings do not go
     together, or a result is not finite.
     """
     devices, shape = jax.local_devices(), run.image_shape
     key = json.dumps(["likelihood", run.config.eval.to_dict()])
-    ode = run.compiled.get(key) or parallel.over_devices(make_ode(run.task, run.config, shape), devices, (None, 0, 0), 0)
+    ode = run.compiled.get(key) or parallel.over_devices(make_ode(run.task, run.config, shape), devices, OVER, 0)
     run.compiled[key] = ode
 
     def gather(indices):
-        return {"image": rows[indices]} | ({} if labels is None else {"label": labels[indices]})
+        return rows[indices], jax.tree.map(lambda leaf: leaf[indices], condition)
 
     found = []
-    for now, part in in_batches(ode, run.params, gather, [*range(len(rows))], run.config.eval.batch_size, devices):
+    for now, part in in_batches(ode, run, gather, [*range(len(rows))], devices):
         found.append(part)
         _check_finite(now, part["ode"])
         report(now[-1] + 1)
     nats, evaluations = (np.concatenate([part[name] for part in found]) for name in ("ode", "ode_evaluations"))
     nats = -np.float64(nats) - (math.prod(shape) * math.log(2) * LEVEL if len(shape) == 3 else 0.0)
-    conditions = conditions_of_the_ode(run) | ({} if labels is None else {"given": "label"})
+    conditions = conditions_of_the_ode(run) | ({} if condition is None else {"given": run.task.condition.name})
     return LogLikelihood(nats, -nats / (math.prod(shape) * math.log(2)), evaluations, conditions)
 
 
-def in_batches(compute: Callable, params: Any, gather: Callable, places: list[int], size: int, devices: Sequence):
-    """Yields (places, {name: results [B, ...]}) of one batch after the other. compute is mapped over the devices."""
-    batch = -(-min(size, len(places)) // len(devices)) * len(devices)
-    params = parallel.replicate(params, devices)
+def in_batches(compute: Callable, run: Run, gather: Callable, places: list[int], devices: Sequence):
+    """Yields (places, {name: results [B, ...]}) of one batch after the other. compute is mapped over the devices.
+
+    gather(places) -> (images [B, ...], the condition of each).
+    """
+    batch = -(-min(run.config.eval.batch_size, len(places)) // len(devices)) * len(devices)
+    params = parallel.replicate((run.params, run.state.frozen), devices)
     for first in range(0, len(places), batch):
         now = places[first : first + batch]
         padded = np.array(now + now[-1:] * (batch - len(now)), np.int32)
-        batched = {name: parallel.split(array, devices) for name, array in gather(padded).items()}
-        found = jax.device_get(_explained(compute, params, batched, parallel.split(padded, devices)))
+        batched = jax.tree.map(lambda rows: parallel.split(rows, devices), (*gather(padded), padded))
+        found = jax.device_get(_explained(compute, *params, *batched))
         yield now, {name: np.concatenate(values)[: len(now)] for name, values in found.items()}
 
 
@@ -190,26 +200,40 @@ def _check_finite(places, *results):
 
 
 def make_ode(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
-    """A function ode(params, batch, places [B]) -> {"ode": [B], "ode_evaluations": [B]}: -log density in nats.
+    """A function ode(params, frozen, images [B, ...], condition, places [B]) -> {"ode": [B], "ode_evaluations": [B]}: -log
+    density of the images in nats; of a conditional run that given the condition.
 
-    Those of a conditional run are of the image given its label.
+    Raises UserError for a model of states whose density is none of images.
     """
-    c, process, pixels = config.eval, task.process, len(shape) == 3
-    solver = construct(likelihood.SOLVERS, c, choice="solver")
+    c, process = config.eval, task.process
+    solver, encoded = construct(likelihood.SOLVERS, c, choice="solver"), make_encoded(task, config, shape)
 
-    def ode(params, batch, places):
-        rows, dequantise, probe = batch["image"], _keys(config, places, DEQUANTISE), _keys(config, places, PROBE)
-        x = likelihood.dequantise(rows, dequantise) if pixels else rows
-        found = likelihood.log_likelihood(
-            _denoiser(task, config, params, batch), process, x, probe, solver=solver, probe=c.probe, probes=c.probes
-        )
-        return {"ode": -found.log_density, "ode_evaluations": found.evaluations}
+    def ode(params, frozen, rows, condition, places):
+        denoise, probe = task.denoiser(params, frozen, condition), _keys(config, places, PROBE)
+        x, volume = encoded(frozen, rows, places)
+        found = likelihood.log_likelihood(denoise, process, x, probe, solver=solver, probe=c.probe, probes=c.probes)
+        return {"ode": -found.log_density - volume, "ode_evaluations": found.evaluations}
 
     return ode
 
 
-def _denoiser(task, config, params, batch):
-    return task.denoiser(params, batch["label"] if config.cond.labels else None)
+def make_encoded(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
+    """A function encoded(frozen, images [B, ...], places) -> (x0 [B, ...], log |det dx0 / d image|), of dequantised pixels.
+
+    Raises UserError where there is no such determinant.
+    """
+    space = task.space
+    if space.log_volume is None:
+        raise UserError(
+            "The likelihood of images is not known of a model whose states are no bijection of them, as an autoencoder's: take "
+            "a run of pixels."
+        )
+
+    def encoded(frozen, rows, places):
+        x = likelihood.dequantise(rows, _keys(config, places, DEQUANTISE)) if len(shape) == 3 else rows
+        return space.encode(frozen, x, _keys(config, places, ENCODE)), space.log_volume(frozen)
+
+    return encoded
 
 
 def _keys(config, places, purpose):
@@ -219,25 +243,30 @@ def _keys(config, places, purpose):
 
 
 def make_compute(task: Task, config: ConfigDict, shape: tuple[int, ...]) -> Callable:
-    """A function compute(params, batch, places [B]) -> {name: [B, ...]}, the results of these examples in nats.
+    """A function compute(params, frozen, images [B, ...], condition, places [B]) -> {name: [B, ...]}, the results of these
+    examples in nats; of a conditional run those given the condition.
 
-    Those of a conditional run are of the image given its label.
+    The bound is that of the pixels' levels, or, where states are no pixels, of the density of dequantised ones.
     """
     c, process, pixels = config.eval, task.process, len(shape) == 3
+    levels, encoded = pixels and task.space.is_data, make_encoded(task, config, shape)
     variance, ode = BOUND_VARIANCES[variance_of(config)], make_ode(task, config, shape)
     times = likelihood.chain_times(process, steps=c.bound_steps)
     to_data = reaches_data(process)
     width = -(-(c.bound_terms or len(times) - 1) // PARTS)
 
-    def compute(params, batch, places):
-        rows, denoise, noise = batch["image"], _denoiser(task, config, params, batch), _keys(config, places, NOISE)
+    def compute(params, frozen, rows, condition, places):
+        denoise, noise = task.denoiser(params, frozen, condition), _keys(config, places, NOISE)
+        x, volume = (images.to_model(rows), 0.0) if levels else encoded(frozen, rows, places)
         bound = likelihood.variational_bound(
-            clipped(denoise, process) if pixels else denoise, process, images.to_model(rows), noise, times,
-            variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if pixels else density,
+            clipped(denoise, process) if levels else denoise, process, x, noise, times,
+            variance=variance, terms=c.bound_terms, to_data=to_data, decoder=bins if levels else density,
         )  # fmt: skip
+        to_levels = math.prod(shape) * math.log(2) * LEVEL if pixels and not levels else 0.0
+        bound = bound._replace(decoder=bound.decoder - volume + to_levels)
         padding = ((0, PARTS * width - len(bound.terms)), (0, 0))
         return {
-            **ode(params, batch, places),
+            **ode(params, frozen, rows, condition, places),
             "bound": bound.prior + bound.terms.sum(0) + bound.decoder,
             "bound_prior": bound.prior,
             "bound_terms": jnp.pad(bound.terms, padding).reshape(PARTS, width, -1).sum(1).T,
@@ -295,7 +324,7 @@ def report(summary: dict[str, Any]) -> list[str]:
     data = conditions["data"]
     settings = ", ".join(f"{key} {how[key]}" for key in ("steps", "grid", "rtol", "atol") if key in how)
     probes = "exact trace" if how["probe"] == "exact" else f"{how['probes']} {how['probe']} probe{'s' * (how['probes'] > 1)}"
-    given = ", given their labels" if "given" in data else ""
+    given = f", given their {data['given']}s" if "given" in data else ""
     pixels = f"dequantised with seed {conditions['seed']}, " if how["dequantised"] else ""
     return [
         f"{summary['examples']} examples of {data['name']}, split {data['split']}{given}; checkpoint of step "

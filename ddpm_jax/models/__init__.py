@@ -1,7 +1,8 @@
-"""Flax networks. A network: network.apply(params, x [B, ..., C], time [B], keys, labels) -> [B, ..., outputs C].
+"""Flax networks. A network: network.apply(params, x [B, ..., C], time [B], keys, condition) -> [B, ..., outputs C].
 
 `outputs`, a field of every network, is 2 where a variance is learned. keys [B] address the randomness of dropout per example;
-None means evaluation. labels [B] int32: for a network whose field `num_classes` is not 0, see `layers.add_labels`.
+None means evaluation. condition: a pytree of arrays [B, ...]. These networks take labels [B] int32, where their field
+`num_classes` is not 0, see `layers.add_labels`; those that are shown no condition need no such parameter.
 """
 
 from collections.abc import Callable

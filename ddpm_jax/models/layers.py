@@ -35,17 +35,18 @@ def fourier_embedding(time: jax.Array, dimension: int, scale: float) -> jax.Arra
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def add_labels(embedding: jax.Array, labels: jax.Array | None, num_classes: int) -> jax.Array:
-    """The embedding of time [B, D] plus a learned one of the labels [B] int32 (Dhariwal & Nichol 2021, section 4 and code).
+def add_labels(embedding: jax.Array, condition: jax.Array | None, num_classes: int) -> jax.Array:
+    """The embedding of time [B, D] plus a learned one of labels [B] int32, the condition (Dhariwal & Nichol 2021,
+    section 4 and code).
 
     Labels are 0 .. num_classes - 1 and the null label num_classes, of the unconditional model, which None stands for. Without
     classes the embedding stays as it is. The embedding of any other label is NaN.
     """
     if num_classes == 0:
-        if labels is not None:
+        if condition is not None:
             raise ValueError("this network has no classes, so it takes no labels")
         return embedding
-    labels = jnp.full(len(embedding), num_classes) if labels is None else labels
+    labels = jnp.full(len(embedding), num_classes) if condition is None else condition
     table = nn.Embed(num_classes + 1, embedding.shape[-1], embedding_init=nn.initializers.normal(1.0), dtype=embedding.dtype)
     return embedding + table(labels)
 

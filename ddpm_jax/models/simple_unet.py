@@ -26,7 +26,7 @@ class SimpleBlock(nn.Module):
 
 
 class SimpleUNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None, labels [B] or None -> [B, H, W, outputs C], float32. Any height and width.
+    """x [B, H, W, C], time [B], keys [B] or None, condition [B] or None -> [B, H, W, outputs C], float32. Any height and width.
 
     A stem of channels * multipliers[0], then one block down and one up for each further multiplier (64 and (1, 2, 4, 4) give
     the usual 64-128-256-256 with three of each). Strided convolutions lead down and transposed ones up; where a side is odd,
@@ -45,7 +45,7 @@ class SimpleUNet(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, time, keys=None, labels=None):
+    def __call__(self, x, time, keys=None, condition=None):
         if len(self.multipliers) < 2:
             raise UserError(f"simple_unet needs a stem and a block: two network.multipliers or more, found {self.multipliers}.")
         dtype = jnp.dtype(self.dtype)
@@ -55,7 +55,7 @@ class SimpleUNet(nn.Module):
 
         embedding = nn.Dense(4 * self.channels, dtype=dtype)(sinusoidal_embedding(time, self.channels).astype(dtype))
         embedding = nn.Dense(4 * self.channels, dtype=dtype)(nn.silu(embedding))
-        embedding = nn.silu(add_labels(embedding, labels, self.num_classes))
+        embedding = nn.silu(add_labels(embedding, condition, self.num_classes))
 
         h = nn.Conv(stem, (3, 3), dtype=dtype)(x.astype(dtype))
         skips = []

@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], time [B], keys [B] or None, labels [B] or None -> [B, H, W, outputs C], float32.
+    """x [B, H, W, C], time [B], keys [B] or None, condition [B] or None -> [B, H, W, outputs C], float32.
 
     channels: of the first level; level i has channels * multipliers[i]. blocks: residual blocks per level (one more on
     the way up). attention: the feature-map heights with self-attention. Between levels a strided convolution halves the
@@ -108,8 +108,8 @@ class UNet(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, time, keys=None, labels=None):
-        h, skips, block, attend, up = encode(self, x, time, keys, labels)
+    def __call__(self, x, time, keys=None, condition=None):
+        h, skips, block, attend, up = encode(self, x, time, keys, condition)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.channels * multiplier)
@@ -135,7 +135,7 @@ class Encoded(NamedTuple):
     up: Callable
 
 
-def encode(unet: UNet, x: jax.Array, time: jax.Array, keys: jax.Array | None, labels: jax.Array | None) -> Encoded:
+def encode(unet: UNet, x: jax.Array, time: jax.Array, keys: jax.Array | None, condition: jax.Array | None) -> Encoded:
     """The U-Net's way down and its middle, as layers of the module in whose `__call__` this is called."""
     check_image_size(x.shape[1:3], len(unet.multipliers))
     heights = [x.shape[1] >> level for level in range(len(unet.multipliers))]
@@ -153,7 +153,7 @@ def encode(unet: UNet, x: jax.Array, time: jax.Array, keys: jax.Array | None, la
     embedding = embed[unet.time_embedding](time, unet.channels).astype(dtype)
     embedding = nn.Dense(4 * unet.channels, dtype=dtype, kernel_init=fan_average)(embedding)
     embedding = nn.Dense(4 * unet.channels, dtype=dtype, kernel_init=fan_average)(nn.silu(embedding))
-    embedding = add_labels(embedding, labels, unet.num_classes)
+    embedding = add_labels(embedding, condition, unet.num_classes)
 
     layers = iter(range(1_000_000))  # numbers the residual blocks, which address their dropout by it
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +50,8 @@ def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> No
         if config.train.init and not checkpoints.steps(workdir / "checkpoints"):
             params, origin = run.initial(config, task)
 
-        def begin(step, notes):
+        def begin(start, notes):
+            step = start.step
             changed = run_directory.changes_of(workdir, config, notes) if step else {}
             for key, (before, after) in changed.items():
                 say(f"changed on purpose from step {step} on: {key}: {before!r} -> {after!r}")
@@ -57,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, variants: Sequence[str] = ()) -> No
             trains = step < config.train.steps or changed
             history = histories.extended(past, step, variants, changed, origin) if trains else past
             run_directory.write(workdir, config, source.image_shape, source.num_classes, source.identity, history)
-            draw_forward_process(config, workdir, task, source)
+            draw_forward_process(config, workdir, task, start.state.frozen, source)
             return history
 
         state = resumable.train(config, workdir, task, source, devices, held_out=held_out, params=params, begin=begin)
@@ -76,7 +78,9 @@ def sample(config: ConfigDict, workdir: Path) -> None:
     draw_and_write(config, workdir, restored.task, restored.state, given)
 
 
-def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: Source | Streamed, examples: int = 8) -> None:
+def draw_forward_process(
+    config: ConfigDict, workdir: Path, task: Task, frozen: Any, source: Source | Streamed, examples: int = 8
+) -> None:
     """Some examples on their way into noise, as an animation and a filmstrip."""
     folder = files.folder(workdir, "samples")
     if config.sampler.frames < 3 or (folder / "forward_process.png").exists():
@@ -84,7 +88,7 @@ def draw_forward_process(config: ConfigDict, workdir: Path, task: Task, source: 
     count = min(examples if len(source.image_shape) == 3 else 2000, source.num_examples)
     batch = source.gather(np.arange(count))
     keys = keys_of(config.seed, Purpose.FORWARD_PROCESS, np.arange(count), config.addresses)
-    film = jax.jit(task.noised, static_argnums=2)(batch, keys, config.sampler.frames)
+    film = jax.jit(task.noised, static_argnums=3)(frozen, batch, keys, config.sampler.frames)
     sampling.write_film(folder, "forward_process", np.asarray(film))
 
 
@@ -99,12 +103,12 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     params, knobs = state.ema[c.ema], task.knobs._replace(given=given)
     how = f"{c.name}, {c.steps} steps"
     if given:
-        inpainting.check_labels(config, task)
-        inpainting.check(config, task, params, knobs)
+        inpainting.check_condition(task)
+        inpainting.check(config, task, params, state.frozen, knobs)
         how += f", inpainting {len(given.images)} images by {config.inpaint.method}"
     step = int(state.step)
     folder, name = files.folder(workdir, "samples"), sampling.sample_name(config, step)
-    drawn_as = sampling.identity(config, params, knobs, step, devices)
+    drawn_as = sampling.identity(config, params, state.frozen, knobs, step, devices)
     parts = Parts(folder, name, drawn_as, sampling.batch_size(c, devices), c.num_samples)
     for other in sorted({*folder.glob("*.parts")} - {parts.folder}):
         say(f"{other} holds samples of a command that still runs or was stopped: start it again to go on, or remove the folder")
@@ -113,7 +117,8 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
     say(f"sampling {c.num_samples} with {how}{there}")
     start = time.monotonic()
     with Progress(sampling.work(c, devices, knobs), "sampling steps", done * sampling.points(knobs)) as progress:
-        for number, drawn in enumerate(batches(parallel.replicate(params, devices), progress, knobs, first=done), done):
+        given_all = parallel.replicate((params, state.frozen), devices)
+        for number, drawn in enumerate(batches(*given_all, progress, knobs, first=done), done):
             parts.add(number, drawn)
     seconds = time.monotonic() - start
     facts = {
@@ -127,7 +132,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
     picture = inpainting.picture(given, parts.count, parts.rows) if given else None
-    paths = sampling.write_samples(folder, name, parts, facts, task.labels, task.label_names, picture, c.save)
+    paths = sampling.write_samples(folder, name, parts, facts, task.condition, picture, c.save)
     parts.remove()
     say(
         f"{facts['network_evaluations']} network evaluations per sample, {duration(seconds)} with compilation; wrote",

@@ -32,13 +32,13 @@ def train(
     *,
     held_out: Source | Streamed | None = None,
     params: Any = None,
-    begin: Callable[[int, dict], list] = lambda step, notes: [],  # noqa: ARG005
+    begin: Callable[[loop.Start, dict], list] = lambda start, notes: [],  # noqa: ARG005
 ) -> State:
     """Trains from the newest checkpoint in the run directory, or from the start, to config.train.steps. Returns the state.
 
     held_out: see `loop.train`. params: those that a new run starts from, instead of the task's; they are a checkpoint of step
-    0. begin(step, notes), called with the checkpoint's notes, {} where there is none, before anything is written: returns the
-    run's `history`.
+    0. begin(start, notes), called with where it begins and the checkpoint's notes, {} where there is none, before anything is
+    written: returns the run's `history`.
 
     The result does not depend on where the run was interrupted. Raises Diverged as `loop.train`; UserError where a checkpoint
     or the metrics cannot be written; and signals.Stopped, where the command line listens to signals, at the end of the step in
@@ -51,14 +51,14 @@ def train(
     def first_state(params=None):
         return init_state(task, optimizer, config.seed, len(config.ema.decays), params, addresses=config.addresses)
 
-    target = jax.eval_shape(first_state)
+    target = jax.eval_shape(first_state)._replace(frozen=jax.eval_shape(task.frozen))
     run = config, source.image_shape, source.num_classes, source.identity
     restored = checkpoints.restore_latest(
         manager, target, agree=partial(run_directory.check_checkpoint, workdir, *run), set_aside=True
     )
     if restored is None:
         state, meta = run_once(first_state) if params is None else first_state(params), {}
-        start = loop.Start(0, state, {}, {"skipped": 0, "skipped_in_a_row": 0})
+        start = loop.Start(0, state._replace(frozen=task.frozen()), {}, {"skipped": 0, "skipped_in_a_row": 0})
     else:
         step, state, meta = restored
         try:
@@ -74,7 +74,7 @@ def train(
                 f"The run in {workdir} was trained on {examples} examples and the data now hold "
                 f"{source.num_examples}: its batches would be others. Bring the same data back, or give another --workdir."
             )
-    history = begin(start.step, meta)
+    history = begin(start, meta)
     count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     say(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}")
     parts = f"{len(devices)} x {c.micro_batches} x {c.batch_size // len(devices) // c.micro_batches}"
@@ -96,10 +96,10 @@ def train(
         notes |= {"identity": run_directory.identity(*run), "history": history}
         checkpoints.save(manager, now.step, now.state, notes)
 
-    def draw(step, params):
+    def draw(step, params, frozen):
         """Draws a grid unless a signal comes first; then, as the file is missing, the run draws it when it continues."""
-        shown = partial(plots.picture, kinds=len(task.labels), names=task.label_names)
-        grid = signals.unless_asked(lambda: shown(preview(params).x))
+        shown = partial(plots.picture, kinds=task.condition.count, names=task.condition.names)
+        grid = signals.unless_asked(lambda: shown(preview(params, frozen).x))
         if grid is not None:
             log.grid(step, grid)
             try:

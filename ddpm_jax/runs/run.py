@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,7 +24,7 @@ from ddpm_jax.images import checked
 from ddpm_jax.optimizers import OPTIMIZERS
 from ddpm_jax.progress import shown
 from ddpm_jax.runs import checkpoints, run_directory, sampling, weights
-from ddpm_jax.tasks import build, guided, inpainting
+from ddpm_jax.tasks import build, conditions, inpainting
 from ddpm_jax.tasks.task import Task
 from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
@@ -43,6 +42,8 @@ NOT_IN_PYTHON = {
     "save": "save is of the files that --mode=sample writes, and these samples are arrays: leave it out.",
     "checkpoint": "A run in Python is one checkpoint: get another by ddpm_jax.load(workdir, step=...).",
 }
+
+ENCODING = 2**31 - 1  # in place of a transition, in the address of what encodes the image that a sample begins with
 
 # Settings of config.eval that the likelihood along the probability-flow ODE depends on.
 OF_THE_ODE = ("solver", "steps", "grid", "rtol", "atol", "probe", "probes", "seed", "batch_size")
@@ -92,33 +93,34 @@ class Run:
         for other times that are known, and UserError for a run that learned no unconditional model.
         """
         if self.config.cond.labels and not self.config.cond.dropout:
-            raise UserError(f"The run in {self.workdir} learned no null label, cond.dropout being 0: take denoiser(labels).")
-        return self.task.denoiser(self.params)(x, t)
+            raise UserError(
+                f"The run in {self.workdir} learned no null {self.task.condition.name}, cond.dropout being 0: take "
+                f"denoiser({self.task.condition.name}s)."
+            )
+        return self.task.denoiser(self.params, self.state.frozen)(x, t)
 
-    def denoiser(self, labels: Any) -> Denoiser:
-        """That of these labels, [B] as the images or one for all of them. Raises UserError for those that the run has not."""
-        known = self._known(labels)
-        return lambda x, t: self.task.denoiser(self.params, jnp.broadcast_to(known, len(x)))(x, t)
+    def denoiser(self, condition: Any = None, *, labels: Any = None) -> Denoiser:
+        """That of a condition: rows [B, ...] as the images or one for all of them, as the run's task reads them; or labels, the
+        same. Raises UserError for those that the run has not."""
+        task, known = self.task, self._known(condition, labels)
+        rows = lambda x: conditions.each(task.condition, known, len(x))  # noqa: E731
+        return lambda x, t: task.denoiser(self.params, self.state.frozen, rows(x))(x, t)
 
-    def _known(self, labels):
-        """Labels, [] or [N], as numbers. UserError for those that the run has not."""
-        if not self.config.cond.labels:
+    def _known(self, condition, labels=None):
+        """A condition in the user's words, or labels, as arrays, one row or some. UserError for those that the run has not."""
+        if not self.task.condition.shown:
             raise UserError(
                 f"The run in {self.workdir} is not conditional: give no labels (`denoise`), or take a run of the variant cond."
             )
-        known, end = np.asarray(labels), self.num_classes
-        if known.dtype.kind == "U" and self.class_names:
-            known = np.reshape(guided.numbers(np.ravel(known).tolist(), end, self.class_names), known.shape)
-        if known.dtype.kind not in "iu" or known.ndim > 1 or not np.all((known >= 0) & (known < end)):
-            raise UserError(f"labels must be whole numbers from 0 to {end - 1}, one or a vector, found {labels!r}.")
-        return known
+        return self.task.condition.read(labels if condition is None else condition)
 
     def sample(self, count: int, **sampler: Any) -> np.ndarray:
         """The run's first `count` samples: images [count, H, W, C] in [-1, 1], or points [count, 2].
 
         Keyword arguments override the run's config.sampler: run.sample(16, name="ddim", steps=20, eta=0.5, seed=1);
         ema=1 takes the second of config.ema.decays. Of a conditional run, labels=3 or labels=[0, 1, 2] gives sample i the label
-        labels[i mod their number]; labels="cat" or ["cat", "dog"] are of `class_names`. guidance=2.0 overrides guidance.scale,
+        labels[i mod their number]; labels="cat" or ["cat", "dog"] are of `class_names`; condition=rows, a pytree of arrays
+        [N, ...], gives sample i row i mod N of what conditions the run. guidance=2.0 overrides guidance.scale,
         guidance={"scale": 2.0, "rescale": 0.7} more of config.guidance. The same overrides give the same samples.
         progress=True shows how far it is, as for all that draws. Raises UserError for an override that is not accepted or does
         not apply.
@@ -150,7 +152,7 @@ class Run:
 
     def decode(self, latents: np.ndarray, **sampler: Any) -> np.ndarray:
         """The images that noises [N, ...] lead to. See `encode`."""
-        given = checked(latents, self.image_shape, "The noises", bounded=False)
+        given = checked(latents, self.task.space.shape, "The noises", bounded=False)
         return self._draw(len(given), sampler, start=given, invertible=True).x
 
     def img2img(self, images: np.ndarray, until: float, **sampler: Any) -> np.ndarray:
@@ -180,15 +182,17 @@ class Run:
         """
         return self._draw(count, sampler)
 
-    def log_likelihood(self, images: np.ndarray, labels: Any = None, *, progress: bool = False, **settings: Any):
+    def log_likelihood(
+        self, images: np.ndarray, condition: Any = None, *, labels: Any = None, progress: bool = False, **settings: Any
+    ):
         """`LogLikelihood` of images [N, H, W, C], uint8, or points [N, 2]: nats [N], bits_per_dimension [N], evaluations [N]
         and conditions.
 
         Exact along the probability-flow ODE, but for the solver's error and the noise of the probes of its divergence
         (probe="exact": none, for data of few dimensions); pixels are dequantised, which bounds from below. Keyword arguments
         override config.eval, as in --mode=eval: run.log_likelihood(images, solver="rk4", steps=50, probes=4, seed=1); and ema.
-        A conditional run wants the labels, one or [N]. What an image gets depends on its place. Raises UserError for other
-        images, labels or settings, and where a result is not finite.
+        A conditional run wants the labels, one or [N], or another condition. What an image gets depends on its place. Raises
+        UserError for other images, conditions or settings, and where a result is not finite.
         """
         from ddpm_jax.evaluation import bits_per_dimension  # a layer above: what evaluates is told of runs, and not they of it
 
@@ -201,16 +205,13 @@ class Run:
                 "[-1, 1]."
             )
         checked(rows, self.image_shape, "The images")
-        if labels is None and self.config.cond.labels:
-            raise UserError("The likelihood of a conditional run is that given the labels: give the images', labels=[...].")
-        if labels is not None:
-            labels = self._known(labels)
-            if labels.ndim and len(labels) != len(rows):
-                raise UserError(f"{len(rows)} images want as many labels or one, found {len(labels)}.")
-            labels = np.broadcast_to(labels, len(rows)).astype(np.int32)
+        given, name = labels if condition is None else condition, self.task.condition.name
+        if given is None and self.task.condition.shown:
+            raise UserError(f"The likelihood of a conditional run is that given the {name}s: give the images', {name}s=[...].")
+        known = None if given is None else jax.device_get(conditions.each(self.task.condition, self._known(given), len(rows)))
         run = dataclasses.replace(self, config=self._overridden(len(rows), settings, "eval", {}))
         with shown(progress, len(rows), "examples") as report:
-            return bits_per_dimension.log_likelihood(run, rows, labels, report)
+            return bits_per_dimension.log_likelihood(run, rows, known, report)
 
     def export(self, path: str | Path) -> Path:
         """Writes `params`, the averaged ones, to a .safetensors file, with the words that say what network they are of.
@@ -240,13 +241,14 @@ class Run:
     def _draw(self, count, told, *, given=(), start=None, until=None, invertible=False, up=False):
         """told: the user's overrides. given: what to inpaint. start [count, ...]: the states to begin in; until: images, and
         the time to noise them to; invertible: what is done can be undone; up: upwards, from images to noises."""
-        told, progress = dict(told), told.get("progress", False)
-        told.pop("progress", None)
+        told, progress, condition = dict(told), told.get("progress", False), told.get("condition")
+        for name in ("progress", "condition"):
+            told.pop(name, None)
         config = self._overridden(count, told, "inpaint" if given else "sampler", INVERTIBLE if invertible else {})
         devices = jax.local_devices()
         task = build(config, self.image_shape, self.num_classes, load_guides(config, self.guides), self.class_names)
-        if given or start is not None:
-            inpainting.check_labels(config, task)
+        if (given or start is not None) and condition is None:
+            inpainting.check_condition(task)
         acts = {key: value if isinstance(value, str) else bool(value) for key, value in config.guidance.items()}
         acts |= {"scale": config.guidance.scale == 1, "interval_low": True, "interval_high": True}
         settings = {key: configs.acting(f"sampler.{key}", config) for key in config.sampler if key not in TRACED}
@@ -254,15 +256,27 @@ class Run:
         task = task._replace(course=partial(task.course, up=up)) if task.course else task
         draw = self.compiled.get(same_program) or sampling.make_draw(task, config.sampler, devices)
         knobs = task.knobs._replace(given=given)
+        if condition is not None:
+            null = task.condition.null
+            knobs = knobs._replace(condition=conditions.at_least_one(null, self._known(condition)))
         if start is not None:
             keys = sample_keys(config.sampler.seed, np.arange(count), config.addresses)
+            if up or until is not None:
+                start = self._encoded(start, keys)
             knobs = _from(start, until, invertible, up, config.sampler, knobs, keys)
         if given and same_program not in self.compiled:
-            inpainting.check(config, task, self.state.ema[0], knobs)
+            inpainting.check(config, task, self.state.ema[0], self.state.frozen, knobs)
         self.compiled[same_program] = draw
-        params = parallel.replicate(self.state.ema[config.sampler.ema], devices)
+        params = parallel.replicate((self.state.ema[config.sampler.ema], self.state.frozen), devices)
         with shown(progress, sampling.work(config.sampler, devices, knobs), "sampling steps") as report:
-            return draw(params, report, knobs, config.sampler.seed)
+            return draw(*params, report, knobs, config.sampler.seed)
+
+    def _encoded(self, images, keys):
+        """Images as states of the space that the model is of. keys [B]: of the samples that begin there."""
+        if self.task.space.is_data:
+            return images
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, ENCODING)
+        return np.asarray(jax.jit(self.task.space.encode)(self.state.frozen, images, keys))
 
     def _overridden(self, count, told, first, defaults):
         """The run's config with what the user told, before the defaults: keys of the section `first`, else of the sampler's."""
@@ -375,7 +389,8 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
         return init_state(task, optimizer, config.seed, len(config.ema.decays), addresses=config.addresses)
 
     agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes, data)
-    target, step = jax.eval_shape(start), config.sampler.checkpoint
+    target = jax.eval_shape(start)._replace(frozen=jax.eval_shape(task.frozen))
+    step = config.sampler.checkpoint
     restored = (
         checkpoints.restore_step(manager, target, step, agree=agree)
         if step

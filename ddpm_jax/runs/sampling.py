@@ -20,6 +20,7 @@ from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.progress import Report, silent
 from ddpm_jax.runs.parts import Parts
+from ddpm_jax.tasks.conditions import UNCONDITIONAL, Conditioning
 from ddpm_jax.tasks.task import NO_SAMPLES, Task
 from ddpm_jax.training import parallel
 from ddpm_jax.writers import WAYS
@@ -31,10 +32,11 @@ PARTS = 20  # of the transitions of a batch, at most, after each of which its pr
 
 
 def make_batches(task: Task, sampler: ConfigDict, devices: Sequence):
-    """A function batches(params, report, knobs, seed, first) that yields one batch of `num_samples` samples after the other, as
-    Sampled of NumPy arrays, from the batch `first` on. With batch 0 come sampler.frames frames, where they are 2 or more.
+    """A function batches(params, frozen, report, knobs, seed, first) that yields one batch of `num_samples` samples after the
+    other, as Sampled of NumPy arrays, from the batch `first` on. With batch 0 come sampler.frames frames, where they are 2 or
+    more.
 
-    Sample i depends on the seed, i and its label alone. Batches are spread over the devices; the last one is filled up with
+    Sample i depends on the seed, i and its condition alone. Batches are spread over the devices; the last one is filled up with
     samples that are dropped. report: see `progress.Progress`, counts grid points over all batches, each as `points` of the
     knobs. knobs and seed: by default the task's and the sampler's. Whether and how often it reports does not change a bit, and
     all programs come from the compilation cache. Raises UserError for a task with nothing to sample.
@@ -55,19 +57,19 @@ def make_batches(task: Task, sampler: ConfigDict, devices: Sequence):
         drawn = course(*of).finish(carry)
         return drawn._replace(evaluations=jnp.reshape(drawn.evaluations, 1))
 
-    of = (None, None, None, 0)
+    of = (None, None, None, None, 0)
     begin = parallel.over_devices(begin_part, devices, of, 0)
     advance = parallel.over_devices(advance_part, devices, (0, None, None, *of), 0)
     finish = parallel.over_devices(finish_part, devices, (0, *of), Sampled(0, 0, 0 if frames else None))
 
     def batches(
-        params, report: Report = silent, knobs=task.knobs, seed: int = sampler.seed, first: int = 0
+        params, frozen, report: Report = silent, knobs=task.knobs, seed: int = sampler.seed, first: int = 0
     ) -> Iterator[Sampled]:
         transitions = points(knobs) - 1
         ends = np.linspace(0, transitions, 1 + min(1 if report is silent else PARTS, transitions)).astype(np.int32)
         for start in range(first * batch, count, batch):
             indices = parallel.split(np.arange(start, start + batch, dtype=np.int32), devices)
-            done, of = start // batch * points(knobs), (params, knobs, np.uint32(seed), indices)
+            done, of = start // batch * points(knobs), (params, frozen, knobs, np.uint32(seed), indices)
             carry = begin(*of)
             for low, high in itertools.pairwise(ends):
                 carry = advance(carry, low, high, *of)
@@ -84,7 +86,7 @@ def make_batches(task: Task, sampler: ConfigDict, devices: Sequence):
 
 
 def make_draw(task: Task, sampler: ConfigDict, devices: Sequence):
-    """A function draw(params, report, knobs, seed) -> Sampled: all batches of `make_batches` in one."""
+    """A function draw(params, frozen, report, knobs, seed) -> Sampled: all batches of `make_batches` in one."""
     batches = make_batches(task, sampler, devices)
 
     def draw(*args, **kwargs) -> Sampled:
@@ -121,8 +123,7 @@ def write_samples(
     name: str,
     parts: Parts,
     facts: dict[str, Any],
-    labels: tuple[int, ...] = (),
-    names: tuple[str, ...] = (),
+    condition: Conditioning = UNCONDITIONAL,
     picture: np.ndarray | None = None,
     way: str = "npz",
 ) -> list[Path]:
@@ -130,15 +131,17 @@ def write_samples(
 
     All of them appear, or none. NAME.json names the others as `files`. Returns their paths.
 
-    labels: those that the samples have in turn, of a conditional run: a row of the picture for each, with its name of `names`.
+    condition: what the samples are conditioned on: a row of the picture for each, with its name.
     picture: in place of that of the samples. Of the frames, where there are any: NAME_trajectory.gif and NAME_trajectory.png.
     """
     if picture is None:
         points = parts.rows(np.arange(1)).ndim == 2
         shown = parts.rows(np.arange(parts.count if points else min(parts.count, plots.PICTURED)))
-        picture = plots.picture(shown if points else np.asarray(images.to_model(shown)), kinds=len(labels), names=names)
+        shown = shown if points else np.asarray(images.to_model(shown))
+        picture = plots.picture(shown, kinds=condition.count, names=condition.names)
+    rows = condition.written(condition.rows)
     with files.together() as together:
-        paths = [folder / f"{name}.png", WAYS[way](folder / name, parts, labels, together)]
+        paths = [folder / f"{name}.png", WAYS[way](folder / name, parts, rows, together)]
         plots.save_png(paths[0], picture, together.opens)
         if (film := parts.frames) is not None:
             paths += write_film(folder, f"{name}_trajectory", film, together.opens)
@@ -146,13 +149,13 @@ def write_samples(
     return [*paths, folder / f"{name}.json"]
 
 
-def identity(config: ConfigDict, params: Any, knobs: Any, step: int, devices: Sequence) -> str:
+def identity(config: ConfigDict, params: Any, frozen: Any, knobs: Any, step: int, devices: Sequence) -> str:
     """A digest of all that samples depend on, to the last bit; not of how many they are, or in what files."""
     acts = how(config) | {"inpaint": config.inpaint.to_dict()}
     acts["sampler"] = {key: value for key, value in acts["sampler"].items() if key not in ("num_samples", "save")}
     where = [step, batch_size(config.sampler, devices), len(devices), devices[0].device_kind, jax.__version__]
     digest = hashlib.sha256(json.dumps([acts, where], sort_keys=True).encode())
-    for leaf in jax.tree.leaves((params, knobs)):
+    for leaf in jax.tree.leaves((params, frozen, knobs)):
         leaf = np.asarray(leaf)
         digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
     return digest.hexdigest()

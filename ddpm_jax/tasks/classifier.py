@@ -8,9 +8,10 @@ from ddpm_jax.diffusion.process import add_noise, check_times
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.classifier import Classifier
-from ddpm_jax.tasks import guided
+from ddpm_jax.tasks import conditions
 from ddpm_jax.tasks.choices import choose
 from ddpm_jax.tasks.noising import DROPOUT, on_its_way, training_noise
+from ddpm_jax.tasks.spaces import space_of
 from ddpm_jax.tasks.task import NO_SAMPLES, Task
 
 
@@ -22,27 +23,28 @@ def classifier(config, image_shape: tuple[int, int, int], num_classes: int, *_) 
     process, prediction, _, times, *_ = choose(config)
     if config.network.name != "unet":
         raise UserError(f"The classifier is half of a U-Net: config.network.name must be unet, found {config.network.name}.")
-    guided.check_labels(config, num_classes)
+    conditions.check_labels(config, num_classes)
+    space = space_of(config, image_shape)
     network = Classifier(construct(NETWORKS, config.network), num_classes)
-    noisy = training_noise(config, process, times, image_shape)
+    noisy = training_noise(config, process, times, space, image_shape)
 
     def init(key):
-        return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))
+        return network.init(key, jnp.zeros((1, *space.shape)), jnp.zeros((1,)))
 
-    def log_prob(params, x, t, labels, process=process, keys=None):
+    def log_prob(params, frozen, x, t, labels, process=process, keys=None):  # noqa: ARG001 - the signature of all tasks
         check_times(process, t=t)
         time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
         logits = network.apply(params, prediction.input(process, x, t), time, keys)
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
-    def loss(params, batch, examples, history, training=True):
-        x0, eps, t, weights = noisy(batch, examples, history, training)
+    def loss(params, frozen, batch, examples, history, training=True):
+        x0, eps, t, weights = noisy(frozen, batch, examples, history, training)
         keys = examples.of(DROPOUT) if training else None
-        losses = -log_prob(params, add_noise(process, x0, eps, t), t, batch["label"], keys=keys)
+        losses = -log_prob(params, frozen, add_noise(process, x0, eps, t), t, batch["label"], keys=keys)
         return weights * losses, process.log_snr(t), (t, losses) if times.update else ()
 
     def denoiser(*_):
         raise UserError(NO_SAMPLES)
 
-    shared = on_its_way(process, times, image_shape)
-    return Task(init, loss, None, (), process=process, denoiser=denoiser, log_prob=log_prob, **shared)
+    shared = on_its_way(process, times, space)
+    return Task(init, loss, None, (), denoiser=denoiser, log_prob=log_prob, **shared)

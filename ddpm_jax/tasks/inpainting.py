@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -108,35 +109,44 @@ def transformed(
     denoise: Denoiser,
     process: Process,
     end: jax.Array,
+    decode: Callable | None,
 ) -> tuple[Sampler, Denoiser]:
     """The sampler and the denoiser of samples `indices`, inpainting as config.inpaint says; end: the last time of the grid.
 
+    decode: of the space, None where states are made of pixels: elsewhere `pasted` keeps the known ones.
     Raises ValueError with a classifier: its shift of x0 would change the known pixels.
     """
     if config.guidance.classifier:
         raise ValueError("a classifier (guidance.classifier) would change the known pixels: inpaint without it")
     image = given.images[indices % len(given.images)]
-    sampler, denoise = construct(INPAINTING, config.inpaint, sampler, denoise, process, image, given.known, choice="method")
-    return sampler, known_x0(denoise, process, image, given.known, end)
+    measured = image, given.known, decode
+    sampler, denoise = construct(INPAINTING, config.inpaint, sampler, denoise, process, *measured, choice="method")
+    return sampler, known_x0(denoise, process, image, given.known, end) if decode is None else denoise
 
 
-def check_labels(config: ConfigDict, task: Any) -> None:
-    """Raises UserError where given images have labels that nobody gives: by default image i would get the i-th class."""
-    if task.labels and not config.sampler.labels:
+def pasted(given: Given, indices: jax.Array, drawn: jax.Array) -> jax.Array:
+    """Images drawn for samples `indices`, with the known pixels in place."""
+    return jnp.where(given.known, given.images[indices % len(given.images)], drawn)
+
+
+def check_condition(task: Any) -> None:
+    """Raises UserError where given images have conditions that nobody gives: by default image i would get the i-th class."""
+    c = task.condition
+    if c.by_default:
         raise UserError(
-            "The labels of the images must be given, for this run is conditional or has a classifier: sampler.labels, of which "
+            f"The {c.name}s of the images must be given, for this run is conditional or has a classifier: {c.told}, of which "
             "image i has the (i mod their number)-th."
         )
 
 
-def check(config: ConfigDict, task: Any, params: Any, knobs: Any) -> None:
+def check(config: ConfigDict, task: Any, params: Any, frozen: Any, knobs: Any) -> None:
     """Raises UserError where the method does not go with the sampler, or known pixels would not stay as they are."""
     if config.sampler.last != "denoise":
         raise UserError(
             f"config.sampler.last={config.sampler.last} would leave noise on the known pixels: take denoise, the default."
         )
     try:
-        jax.eval_shape(task.sample, params, knobs, np.uint32(0), np.zeros(2, np.int32))
+        jax.eval_shape(task.sample, params, frozen, knobs, np.uint32(0), np.zeros(2, np.int32))
     except ValueError as error:
         tell_machine(error)
         raise UserError(

@@ -45,8 +45,10 @@ def open_held_out(config: ConfigDict, source: Source | Streamed) -> Source | Str
     return held_out
 
 
-def make_loss(task: Task, config: ConfigDict, held_out: Source | Streamed, devices: Sequence) -> Callable[[Any], float | None]:
-    """A function loss(params) -> the mean loss over the first config.eval.loss_examples of the held-out data.
+def make_loss(
+    task: Task, config: ConfigDict, held_out: Source | Streamed, devices: Sequence
+) -> Callable[[Any, Any], float | None]:
+    """A function loss(params, frozen) -> the mean loss over the first config.eval.loss_examples of the held-out data.
 
     It is the loss of training, but without dropout of features or labels, and without mirrored images. The times and the noise
     of an example are addressed by (eval.seed, example): so two steps, or two runs, are compared on the same ones, and the
@@ -56,18 +58,18 @@ def make_loss(task: Task, config: ConfigDict, held_out: Source | Streamed, devic
     count = min(c.loss_examples or held_out.num_examples, held_out.num_examples)
     size = -(-min(c.batch_size, count) // len(devices)) * len(devices)
 
-    def one_device(params, batch, places):
+    def one_device(params, frozen, batch, places):
         keys = keys_of(c.seed, Purpose.HELD_OUT, places, config.addresses)
-        return task.loss(params, batch, Examples(keys, places, count), task.history, training=False)[0]
+        return task.loss(params, frozen, batch, Examples(keys, places, count), task.history, training=False)[0]
 
-    compute = parallel.over_devices(one_device, devices, (None, 0, 0), 0)
+    compute = parallel.over_devices(one_device, devices, (None, None, 0, 0), 0)
 
-    def loss(params):
+    def loss(params, frozen):
         losses = []
         for first in range(0, count, size):
             places = np.minimum(np.arange(first, first + size, dtype=np.int32), count - 1)  # the last batch is filled up
             batch = {name: parallel.split(array, devices) for name, array in held_out.gather(places).items()}
-            losses.append(np.concatenate(jax.device_get(compute(params, batch, parallel.split(places, devices)))))
+            losses.append(np.concatenate(jax.device_get(compute(params, frozen, batch, parallel.split(places, devices)))))
         mean = float(np.concatenate(losses)[:count].mean(dtype=np.float64))
         return mean if math.isfinite(mean) else None
 

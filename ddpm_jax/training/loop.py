@@ -41,8 +41,9 @@ class Keep(NamedTuple):
     """What the loop calls to keep what is made.
 
     save(Start): begins to write a checkpoint. finish(): returns when it is written. check(): raises what it failed of.
-    newest() -> the step of the newest, or None. scalars(step, values, levels): logs a line. draw(step, params): draws the grid
-    of samples of a step, unless a signal comes first; drawn(step) -> whether it is there; None where a task has no samples.
+    newest() -> the step of the newest, or None. scalars(step, values, levels): logs a line. draw(step, params, frozen): draws
+    the grid of samples of a step, unless a signal comes first; drawn(step) -> whether it is there; None where a task has no
+    samples.
     """
 
     save: Callable[[Start], None]
@@ -50,7 +51,7 @@ class Keep(NamedTuple):
     check: Callable[[], None]
     newest: Callable[[], int | None]
     scalars: Callable[[int, dict[str, Any], tuple[float, float]], None]
-    draw: Callable[[int, Any], None] | None
+    draw: Callable[[int, Any, Any], None] | None
     drawn: Callable[[int], bool]
 
 
@@ -130,7 +131,7 @@ def train(
     watch = Stopwatch()
     with signals.deferred(), Progress(c.steps, "steps", step, every_seconds=math.inf) as progress:
         if keep.draw and step and c.sample_every and step % c.sample_every == 0 and not keep.drawn(step):
-            keep.draw(step, state.ema[config.sampler.ema])
+            keep.draw(step, state.ema[config.sampler.ema], state.frozen)
         stop = False
         while step < c.steps and not stop:
             if step == first_step:
@@ -167,7 +168,7 @@ def train(
                     values |= {"images_per_second": rate * c.batch_size, "steps_per_second": rate}
                     line += f"{rate * c.batch_size:.0f} images/s  "
                 if loss_of and step % config.eval.loss_every == 0:
-                    values["eval_loss"] = loss_of(state.ema[config.sampler.ema])
+                    values["eval_loss"] = loss_of(state.ema[config.sampler.ema], state.frozen)
                     line += f"held out {values['eval_loss'] or math.nan:.4f}  "
                 keep.scalars(step, values, task.levels)
                 keep.check()
@@ -184,7 +185,7 @@ def train(
                     save()
                 if grid_due:
                     keep.finish()  # on the disk before what may take the memory, or be killed while it compiles
-                    keep.draw(step, state.ema[config.sampler.ema])
+                    keep.draw(step, state.ema[config.sampler.ema], state.frozen)
                 stop = signals.asked()
                 if stop and not checkpoint_due:
                     save()

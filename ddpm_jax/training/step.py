@@ -16,9 +16,10 @@ LEVELS = 10
 
 
 class State(NamedTuple):
-    """All that training changes. `step` counts the steps made, refused updates among them; `ema` has one average per decay.
+    """A training's state. `step` counts the steps made, refused updates among them; `ema` has one average per decay.
 
-    history: what the task remembers of the steps before (`Task`); () where it is nothing.
+    history: what the task remembers of the steps before (`Task`); () where it is nothing. frozen: parameters that no step
+    changes (`Task`); () where there are none.
     """
 
     step: jax.Array
@@ -26,6 +27,7 @@ class State(NamedTuple):
     opt_state: Any
     ema: tuple[Any, ...]
     history: Any = ()
+    frozen: Any = ()
 
 
 def init_state(
@@ -37,7 +39,7 @@ def init_state(
     *,
     addresses: str = BY_PURPOSE,
 ) -> State:
-    """The state before the first step, with `averages` copies of the parameters to begin the averages with.
+    """The state before the first step without frozen parameters. `averages` copies of the others begin the averages.
 
     params: the parameters to start from; by default the task's own. addresses: of random numbers, the config's.
     """
@@ -85,7 +87,7 @@ def make_step(
     gradient or the updated parameters are not finite: then only `step` advances, and the metrics tell.
     """
 
-    def gradient_of(params, data, indices, examples, history):
+    def gradient_of(state, data, indices, examples):
         """The gradient of the mean loss, and (losses [B], levels [B], seen) of this device's rows."""
 
         def add(total, part):
@@ -93,16 +95,17 @@ def make_step(
             batch = {name: array[indices] for name, array in data.items()}
 
             def mean_loss(params):
-                losses, levels, seen = task.loss(params, batch, Examples(keys, places, examples.total), history)
+                rows = Examples(keys, places, examples.total)
+                losses, levels, seen = task.loss(params, state.frozen, batch, rows, state.history)
                 return losses.mean(), (losses, levels, seen)
 
-            gradients, seen = jax.grad(mean_loss, has_aux=True)(params)
+            gradients, seen = jax.grad(mean_loss, has_aux=True)(state.params)
             return jax.tree.map(jnp.add, total, gradients), seen
 
         rows = (indices, examples.keys, examples.places)
         parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1), rows)
         no_loop = micro_batches == 1 or jax.default_backend() == "cpu"  # where gradients of convolutions are slow in loops
-        total, seen = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts, unroll=0 if no_loop else 1)
+        total, seen = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), parts, unroll=0 if no_loop else 1)
         seen = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), seen)
         return jax.tree.map(lambda x: x / micro_batches, total), seen
 
@@ -112,7 +115,7 @@ def make_step(
         key = jax.random.fold_in(key_of(seed, Purpose.TRAINING, addresses), state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         examples = Examples(keys, places, jax.lax.axis_size(AXIS) * local)
-        gradients, (losses, levels, seen) = gradient_of(state.params, data, indices, examples, state.history)
+        gradients, (losses, levels, seen) = gradient_of(state, data, indices, examples)
         seen = jax.tree.map(lambda rows: jax.lax.all_gather(rows, AXIS).reshape(-1, *rows.shape[1:]), seen)
         loss, gradients = jax.lax.pmean((losses.mean(), gradients), AXIS)
         first, last = task.levels
@@ -125,8 +128,10 @@ def make_step(
         finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         metrics |= jax.lax.psum({"level_loss": losses @ bins, "level_count": bins.sum(0)}, AXIS)
         step = state.step + 1
-        new, old = State(step, params, opt_state, ema, task.remember(state.history, seen)), state._replace(step=step)
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old), metrics
+        new = State(step, params, opt_state, ema, task.remember(state.history, seen))
+        old = state._replace(step=step, frozen=())
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        return new._replace(frozen=state.frozen), metrics
 
     def step(state, data, indices):
         if indices.shape[0] == 1:  # no loop here either

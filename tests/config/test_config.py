@@ -181,8 +181,8 @@ def parts(config):
     knobs = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(task.knobs)]
     return {
         "init": str(params),
-        "loss": computation(task.loss, params, batch, examples, task.history),
-        "sample": (computation(task.sample, params, task.knobs, np.uint32(0), indices), knobs),
+        "loss": computation(task.loss, params, (), batch, examples, task.history),
+        "sample": (computation(task.sample, params, (), task.knobs, np.uint32(0), indices), knobs),
     }
 
 
@@ -368,7 +368,7 @@ def inpainted(changes):
     task = build(config, (8, 8, 1))
     given = inpainting.given(np.zeros((1, 8, 8, 1), np.uint8), np.eye(8), (8, 8, 1))
     params, indices = jax.eval_shape(task.init, jax.random.key(0)), jax.ShapeDtypeStruct((2,), np.int32)
-    return computation(task.sample, params, task.knobs._replace(given=given), np.uint32(0), indices)
+    return computation(task.sample, params, (), task.knobs._replace(given=given), np.uint32(0), indices)
 
 
 @pytest.mark.thorough
@@ -633,7 +633,7 @@ def evaluation(changes):
     task = build(config, (2,))
     params = jax.eval_shape(task.init, jax.random.key(0))
     rows, places = jax.ShapeDtypeStruct((2, 2), np.float32), jax.ShapeDtypeStruct((2,), np.int32)
-    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, {"image": rows, "label": places}, places)
+    return computation(bits_per_dimension.make_compute(task, config, (2,)), params, (), rows, None, places)
 
 
 @pytest.mark.thorough
@@ -889,7 +889,7 @@ MADE_FROM_KEYS = [
 @pytest.mark.parametrize("section, table", MADE_FROM_KEYS)
 def test_every_choice_gets_all_that_it_requires(section, table):
     """From its section of the config, whose keys are all that it takes besides what it acts on."""
-    acts_on = ("process", "keys", "sampler", "denoise", "image", "known")
+    acts_on = ("process", "keys", "sampler", "denoise", "image", "known", "decode")
     for name, constructor in table.items():
         parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name not in acts_on]
         required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}

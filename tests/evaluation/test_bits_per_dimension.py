@@ -121,7 +121,7 @@ def test_every_random_number_has_an_address_of_its_own(addresses, monkeypatch):
     ode, bound = Likelihood(jnp.zeros(3), jnp.zeros(3), 3, None), Bound(jnp.zeros(3), jnp.zeros((2, 3)), None, jnp.zeros(3), 1)
     monkeypatch.setattr(likelihood, "log_likelihood", lambda *of, **_: found.append(of[3]) or ode)
     monkeypatch.setattr(likelihood, "variational_bound", lambda *of, **_: found.append(of[3]) or bound)
-    make_compute(task, config, (4, 4, 1))(None, {"image": rows}, jnp.arange(3))
+    make_compute(task, config, (4, 4, 1))(None, (), rows, None, jnp.arange(3))
     root = jax.random.key(9)
     root = jax.random.fold_in(root, Purpose.EVALUATION) if addresses == "by_purpose" else root
     of_bound, dequantised, probes = found
@@ -185,10 +185,10 @@ def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG00
     config.eval.update(solver="rk4", steps=3, bound_steps=9, bound_terms=0)
     task = build(config, (4, 4, 1))
     params, levels = task.init(jax.random.key(0)), made_up(split="test").arrays["image"][:3]
-    found = jax.jit(make_compute(task, config, (4, 4, 1)))(params, {"image": levels}, jnp.arange(3))
+    found = jax.jit(make_compute(task, config, (4, 4, 1)))(params, (), levels, None, jnp.arange(3))
     keys = keys_of(0, Purpose.EVALUATION, jnp.arange(3))
     noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
-    process, denoise = task.process, clipped(task.denoiser(params), task.process)
+    process, denoise = task.process, clipped(task.denoiser(params, ()), task.process)
     times = chain_times(process, steps=9)
     bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["large"], to_data=False)
     by_hand = jax.jit(bound)(to_model(levels), noise, times)
@@ -289,7 +289,7 @@ def test_the_variance_that_was_learned():
 
     def computed():
         params = jax.eval_shape(task.init, jax.random.key(0))
-        return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, {"image": jnp.zeros((3, 2))}, jnp.arange(3)))
+        return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, (), jnp.zeros((3, 2)), None, jnp.arange(3)))
 
     learned = computed()
     config.eval.variance = "small"

@@ -71,10 +71,10 @@ def test_of_the_loop(config, point_source, tmp_path, monkeypatch):
 def test_of_the_step(config):
     """(seed, purpose, step, place in the global batch), on two devices."""
 
-    def loss(params, batch, examples, _):
+    def loss(params, frozen, batch, examples, _):  # noqa: ARG001
         return 0 * params + jnp.zeros(len(batch["image"])), jnp.zeros(len(batch["image"])), jax.random.key_data(examples.keys)
 
-    task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None)
+    task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None, None)
     task = task._replace(history=jnp.zeros((4, 2), jnp.uint32), remember=lambda history, seen: seen)  # noqa: ARG005
     state = init_state(task, optax.sgd(0.1), 7, 0)._replace(step=jnp.asarray(5))
     step = make_step(task, optax.sgd(0.1), seed=7, ema_decays=(), addresses=config.addresses)
@@ -90,8 +90,8 @@ def test_of_the_held_out_loss(config, point_source, monkeypatch):
     monkeypatch.setattr(parallel, "split", lambda array, _: array)
     config.eval.update(loss_examples=3, batch_size=3)
     task = build(config, (2,), 3)
-    task = task._replace(loss=lambda *of, training: (found.append(of[2].keys) or jnp.zeros(3),))  # noqa: ARG005
-    held_out.make_loss(task, config, point_source, jax.devices()[:1])(None)
+    task = task._replace(loss=lambda *of, training: (found.append(of[3].keys) or jnp.zeros(3),))  # noqa: ARG005
+    held_out.make_loss(task, config, point_source, jax.devices()[:1])(None, ())
     assert_keys(found[0], [key(config, 8, Purpose.HELD_OUT, place) for place in range(3)])
 
 
@@ -106,7 +106,7 @@ def test_of_samples(config, monkeypatch):
     monkeypatch.setattr(diffusion, "sampling", spy)
     task = build(config, (2,), 3)
     with pytest.raises(Stopped):
-        task.course(None, task.knobs, 9, jnp.array([4, 0]))
+        task.course(None, (), task.knobs, 9, jnp.array([4, 0]))
     assert_keys(found[0], [key(config, 9, Purpose.SAMPLING, i) for i in (4, 0)])
 
     def noised(process, t, keys, images):  # noqa: ARG001
@@ -123,6 +123,6 @@ def test_of_the_film_of_the_noising_process(config, point_source, tmp_path, monk
     found = []
     monkeypatch.setattr(sampling, "write_film", lambda folder, name, film: found.append(film))  # noqa: ARG005
     config.sampler.frames = 4
-    task = build(config, (2,), 3)._replace(noised=lambda batch, keys, frames: jax.random.key_data(keys))  # noqa: ARG005
-    jobs.draw_forward_process(config, tmp_path, task, point_source)
+    task = build(config, (2,), 3)._replace(noised=lambda frozen, batch, keys, frames: jax.random.key_data(keys))  # noqa: ARG005
+    jobs.draw_forward_process(config, tmp_path, task, (), point_source)
     assert_keys(jax.random.wrap_key_data(found[0][:3]), [key(config, 7, Purpose.FORWARD_PROCESS, i) for i in range(3)])

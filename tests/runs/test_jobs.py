@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import config as configs
 from ddpm_jax import plots
 from ddpm_jax.data import digits, folder
 from ddpm_jax.diffusion.sample import Sampled
@@ -15,6 +16,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import jobs as evaluation
 from ddpm_jax.runs import jobs, run, run_directory, sampling
 from ddpm_jax.tasks import build
+from ddpm_jax.tasks.conditions import conditioning
 from ddpm_jax.training import loop
 
 
@@ -94,7 +96,7 @@ def test_images_that_are_not_square(config, tmp_path):
     assert saved.image_shape == (8, 12, 1) and saved.config.data.image_size == (8, 12)
     task = build(config, saved.image_shape)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    drawn = jax.eval_shape(task.sample, params, task.knobs, np.uint32(0), np.arange(3, dtype=np.int32))
+    drawn = jax.eval_shape(task.sample, params, (), task.knobs, np.uint32(0), np.arange(3, dtype=np.int32))
     assert drawn.x.shape == (3, 8, 12, 1)
     assert plots.picture(np.zeros((4, 8, 12, 1))).shape[:2] == (2 * (4 * 8 + 2) + 2, 2 * (4 * 12 + 2) + 2)
 
@@ -129,8 +131,10 @@ def test_labels_that_say_themselves_are_not_told(config, tmp_path, capsys):
 def test_rows_of_samples_have_the_names_of_their_classes(tmp_path, parts_of):
     parts = parts_of(Sampled(np.zeros((4, 8, 8, 1), np.float32), 1, None))
     widths = []
+    config = configs.base()
+    config.cond.labels, config.sampler.labels = True, (1, 0)
     for names in ((), ("dog", "cat")):
-        path, *_ = sampling.write_samples(tmp_path, "x", parts, {}, (1, 0), names)
+        path, *_ = sampling.write_samples(tmp_path, "x", parts, {}, conditioning(config, 2, names))
         with Image.open(path) as picture:
             widths.append(picture.width)
     assert widths[0] + 20 < widths[1]

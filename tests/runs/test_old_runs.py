@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import command
+from ddpm_jax import command, lines
+from ddpm_jax.evaluation import bits_per_dimension
+from ddpm_jax.evaluation import jobs as evaluation
 from ddpm_jax.runs import jobs, logs, run_directory
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
-DECAYS = {"run_format_1": (0.995,), "run_format_3": (0.9, 0.5)}
+DECAYS = {"run_format_1": (0.995,), "run_format_3": (0.9, 0.5), "run_format_5": (0.9, 0.5)}
 
 
 @pytest.fixture(params=DECAYS)
@@ -43,6 +45,19 @@ def test_it_samples_what_it_sampled(name, workdir, caplog):
     assert not caplog.records
     assert run.state.step == 12 and run.config.ema.decays == DECAYS[name]
     np.testing.assert_allclose(run.sample(4), written(FIXTURES / name), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["run_format_5"], indirect=True)
+def test_it_is_evaluated_as_it_was(workdir):
+    """Its results are known again by their conditions, and come out the same."""
+    (path,) = (workdir / "evaluations").glob("*.jsonl")
+    old = lines.read(path, bits_per_dimension.is_result)
+    path.unlink()
+    config, _ = command.resolve("", str(workdir), "eval", [("eval.bpd", "true")])
+    evaluation.JOBS["eval"](config, workdir)
+    for before, after in zip(old, lines.read(path, bits_per_dimension.is_result), strict=True):
+        assert before.keys() == after.keys() and before["example"] == after["example"]
+        np.testing.assert_allclose([after["ode"], after["bound"]], [before["ode"], before["bound"]], rtol=1e-3)
 
 
 def test_it_continues_as_it_continued(name, workdir):

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import config as configs
 from ddpm_jax import images
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs import jobs, sampling
 from ddpm_jax.runs.parts import Parts
 from ddpm_jax.tasks import build
+from ddpm_jax.tasks.conditions import conditioning
 from ddpm_jax.training import parallel
 from ddpm_jax.training.step import State
 
@@ -55,15 +57,15 @@ def test_progress_over_batches_and_inside_them(point_config):
     params = jax.jit(task.init)(jax.random.key(0))
     told = []
     batches = sampling.make_batches(task, point_config.sampler, devices)
-    told_of = [part.x for part in batches(params, told.append)]
+    told_of = [part.x for part in batches(params, (), told.append)]
     assert told[-1] == sampling.work(point_config.sampler, devices, task.knobs) == 200
     assert {100, 200} <= set(told) and len(told) > 20 and told == sorted(told)
-    np.testing.assert_array_equal(told_of, [part.x for part in batches(params)])
-    (second,) = batches(params, told.append, first=1)
+    np.testing.assert_array_equal(told_of, [part.x for part in batches(params, ())])
+    (second,) = batches(params, (), told.append, first=1)
     np.testing.assert_array_equal(second.x, told_of[1])
-    np.testing.assert_array_equal([part.x for part in batches(params, seed=0)], told_of)  # 0 is that of the config
-    assert not np.intersect1d(np.stack([part.x for part in batches(params, seed=1)]), told_of).size
-    assert not jax.make_jaxpr(task.sample)(params, task.knobs, np.uint32(0), np.arange(2, dtype=np.int32)).effects
+    np.testing.assert_array_equal([part.x for part in batches(params, (), seed=0)], told_of)  # 0 is that of the config
+    assert not np.intersect1d(np.stack([part.x for part in batches(params, (), seed=1)]), told_of).size
+    assert not jax.make_jaxpr(task.sample)(params, (), task.knobs, np.uint32(0), np.arange(2, dtype=np.int32)).effects
 
 
 def test_files(tiny_config, tmp_path, parts_of):
@@ -95,11 +97,17 @@ def test_files(tiny_config, tmp_path, parts_of):
     assert "_times_1.0-0.5_" in sampling.sample_name(tiny_config, 1000)
 
 
+def labels_of(told):
+    config = configs.base()
+    config.cond.labels, config.sampler.labels = True, told
+    return conditioning(config, 10, ())
+
+
 def test_files_of_samples_with_labels(tmp_path, parts_of):
     """Their labels beside them, and a row of the picture for each label, the short ones filled up."""
     grey = np.linspace(-1, 1, 8)
     parts = parts_of(Sampled(np.tile(grey[:, None, None, None], (8, 8, 1)), 5))
-    paths = sampling.write_samples(tmp_path, "name", parts, {}, (4, 0, 7))
+    paths = sampling.write_samples(tmp_path, "name", parts, {}, labels_of((4, 0, 7)))
     with np.load(paths[1]) as stored:
         assert stored["arr_1"].tolist() == [4, 0, 7, 4, 0, 7, 4, 0] and stored["arr_1"].dtype == np.int32
     with Image.open(paths[0]) as image:
@@ -124,7 +132,7 @@ def test_a_file_per_sample(channels, tmp_path, parts_of):
     """In batches of which the last is short; the picture shows 256 of them."""
     x = np.random.default_rng(0).uniform(-1, 1, (300, 48, 2, channels)).astype(np.float32)
     parts = parts_of(*(Sampled(x[i : i + 90], 5) for i in range(0, 300, 90)))
-    paths = sampling.write_samples(tmp_path, "name", parts, {}, (0, 1), way="png")
+    paths = sampling.write_samples(tmp_path, "name", parts, {}, labels_of((0, 1)), way="png")
     assert [path.name for path in paths] == ["name.png", "name", "name.json"]
     assert sorted(path.name for path in paths[1].iterdir()) == [f"{i:06}.png" for i in range(300)]
     for i in (0, 89, 90, 299):

@@ -114,7 +114,7 @@ def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeyp
     train(tiny_config, tiny_source, tmp_path / "plain")
     run, labels = ddpm_jax.load(tmp_path / "plain"), jnp.array([3, 7, 3])
     kept = clipped(run.denoise, run.process)
-    of_x = lambda x, t: classifier.task.log_prob(classifier.params, x, t, labels)  # noqa: E731
+    of_x = lambda x, t: classifier.task.log_prob(classifier.params, (), x, t, labels)  # noqa: E731
     times, keys = uniform(run.process, steps=5), sample_keys(0, jnp.arange(3))
     drawn, guidance = [], {"classifier": str(tmp_path / "classifier"), "scale": 2.0}
     for form, transform in (("score", classifier_guidance), ("mean", mean_shift)):

@@ -25,7 +25,7 @@ from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.runs import resumable, run_directory
 from ddpm_jax.runs.run import load_guides
-from ddpm_jax.tasks import build, guided
+from ddpm_jax.tasks import build, conditions, guided
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ class Spy(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x, time, keys=None, labels=None):  # noqa: ARG002
-        labels = jnp.zeros(len(x)) if labels is None else labels
+    def __call__(self, x, time, keys=None, condition=None):  # noqa: ARG002
+        labels = jnp.zeros(len(x)) if condition is None else condition
         return self.param("w", nn.initializers.zeros, ()) + 1000.0 * labels[:, None] + jnp.zeros_like(x)
 
 
@@ -56,7 +56,7 @@ def test_labels_are_dropped_in_the_share_and_per_example(config, monkeypatch):
 
     def shown(rows):
         batch = {"image": np.zeros((len(rows), 2), "f"), "label": labels[rows]}
-        losses, *_ = loss(task.init(jax.random.key(0)), batch, Examples(keys[rows], rows, 4000), ())
+        losses, *_ = loss(task.init(jax.random.key(0)), (), batch, Examples(keys[rows], rows, 4000), ())
         return np.rint(np.sqrt(losses) / 1000).astype(int)
 
     everything = shown(np.arange(4000))
@@ -81,7 +81,7 @@ def test_what_a_sample_is_guided_by(config, monkeypatch):
         config.sampler.update(sampler)
         task = build(config, (2,), 3)
         params = jax.tree.map(lambda w: w + 0.25, task.init(jax.random.key(0)))
-        return jax.jit(task.sample)(params, task.knobs, np.uint32(0), np.array([7, 3, 2, 0], np.int32)).x[:, 0]
+        return jax.jit(task.sample)(params, (), task.knobs, np.uint32(0), np.array([7, 3, 2, 0], np.int32)).x[:, 0]
 
     labels = np.array([0, 2, 1, 2])
     np.testing.assert_allclose(drawn(1.0), 0.25 + 1000 * labels)
@@ -97,8 +97,8 @@ def test_a_weaker_model_stands_in_for_the_null_label(config):
     def bind(labels, factor=1.0):
         return lambda x, t: Prediction(factor * labels[:, None] * jnp.sin(3 * x), factor * x)  # noqa: ARG005
 
-    weak = SimpleNamespace(denoiser=lambda params, labels, process: bind(labels, params))  # noqa: ARG005
-    guides = {"guidance.weak": SimpleNamespace(task=weak, params=0.5)}
+    weak = SimpleNamespace(denoiser=lambda params, frozen, labels, process: bind(labels, params))  # noqa: ARG005
+    guides = {"guidance.weak": SimpleNamespace(task=weak, params=0.5, state=SimpleNamespace(frozen=()))}
 
     def guided_by(**section):
         config.guidance.update(section)
@@ -172,13 +172,17 @@ NAMES = ("ant", "bee", "cat")
 
 
 def test_labels_are_called_by_the_names_of_classes(config):
-    guides = {}
-    assert guided.labels_of_samples(config, 3, guides, NAMES) == ((0, 1, 2), NAMES)
+    def found(names):
+        made = conditions.conditioning(config, 3, names)
+        return made.rows.tolist(), made.names, made.by_default
+
+    config.cond.labels = True
+    assert found(NAMES) == ([0, 1, 2], NAMES, True)
     config.sampler.labels = (2, 0, 2)
-    assert guided.labels_of_samples(config, 3, guides, NAMES) == ((2, 0, 2), ("cat", "ant", "cat"))
-    assert guided.labels_of_samples(config, 3, guides, ()) == ((2, 0, 2), ())
-    assert guided.numbers(["cat", 1, "ant"], 3, NAMES) == (2, 1, 0)
-    assert guided.numbers(["1", 1], 2, ["1", "2"]) == (0, 1)  # a word is a name, a number a label
+    assert found(NAMES) == ([2, 0, 2], ("cat", "ant", "cat"), False)
+    assert found(()) == ([2, 0, 2], (), False)
+    assert conditions.numbers(["cat", 1, "ant"], 3, NAMES) == (2, 1, 0)
+    assert conditions.numbers(["1", 1], 2, ["1", "2"]) == (0, 1)  # a word is a name, a number a label
     for label, names, told in [
         ("dog", NAMES, r"has 'dog'.* 0 to 2 \(0 'ant', 1 'bee', 2 'cat'\)"),
         (10, ("2", "10"), "A number is a label: that of the class 10 is 1"),
@@ -187,7 +191,7 @@ def test_labels_are_called_by_the_names_of_classes(config):
         ("cat", (), "0 to 2, and have no names"),
     ]:
         with pytest.raises(UserError, match=told):
-            guided.numbers([label], len(names) or 3, names)
+            conditions.numbers([label], len(names) or 3, names)
 
 
 @pytest.mark.thorough
@@ -258,9 +262,9 @@ def test_both_predictions_come_from_one_call(config, monkeypatch):
     sizes = []
 
     class Told(Spy):
-        def __call__(self, x, time, keys=None, labels=None):
-            sizes.append((len(x), None if labels is None else len(labels)))
-            return super().__call__(x, time, keys, labels)
+        def __call__(self, x, time, keys=None, condition=None):
+            sizes.append((len(x), None if condition is None else len(condition)))
+            return super().__call__(x, time, keys, condition)
 
     monkeypatch.setitem(NETWORKS, "told", Told)
     config.network.name = "told"
@@ -269,7 +273,7 @@ def test_both_predictions_come_from_one_call(config, monkeypatch):
         task = build(config, (2,), 3)
         params = task.init(jax.random.key(0))
         sizes.clear()
-        jax.eval_shape(task.sample, params, task.knobs, np.uint32(0), jnp.arange(4))
+        jax.eval_shape(task.sample, params, (), task.knobs, np.uint32(0), jnp.arange(4))
         assert set(sizes) == {(size, size)}
 
 
@@ -357,7 +361,7 @@ def test_a_likelihood_is_that_of_the_example_given_its_label(solver, run):
     run.config.eval.solver = solver
     compute = jax.jit(bits_per_dimension.make_compute(run.task, run.config, (2,)))
     image, places = jnp.ones((2, 2)), jnp.arange(2)
-    found = [compute(run.params, {"image": image, "label": jnp.array(labels)}, places) for labels in ([0, 1], [0, 2])]
+    found = [compute(run.params, (), image, jnp.array(labels), places) for labels in ([0, 1], [0, 2])]
     for name in ("ode", "bound"):
         one, two = (part[name] for part in found)
         np.testing.assert_allclose(one[0], two[0], rtol=1e-5)

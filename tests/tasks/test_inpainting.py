@@ -189,7 +189,7 @@ def test_what_does_not_go_together(workdir):
         inpainting.given(PICTURES, MASK, (2,))
     config = config_of(workdir, guidance__classifier="runs/classifier")
     with pytest.raises(ValueError, match="would change the known pixels: inpaint without it"):
-        inpainting.transformed(config, *[None] * 6)
+        inpainting.transformed(config, *[None] * 7)
 
 
 def test_a_run_directory_names_no_files_to_inpaint(workdir, tmp_path):

@@ -52,11 +52,11 @@ def test_losses_at_times_that_are_not_uniform(kind, of, request):
 
     def by_hand(params):
         if kind == "classifier":
-            return -task.log_prob(params, x, t, batch["label"])
-        return jnp.square(eps - task.denoiser(params)(x, t).eps).reshape(len(x), -1).mean(1)
+            return -task.log_prob(params, (), x, t, batch["label"])
+        return jnp.square(eps - task.denoiser(params, ())(x, t).eps).reshape(len(x), -1).mean(1)
 
     expected = jax.jit(by_hand)(params)
-    losses, _, seen = jax.jit(task.loss)(params, batch, examples, HISTORY)
+    losses, _, seen = jax.jit(task.loss)(params, (), batch, examples, HISTORY)
     np.testing.assert_allclose(losses, weights * expected, rtol=1e-4)
     np.testing.assert_allclose(seen[0], t, rtol=1e-6)
     np.testing.assert_allclose(seen[1], expected, rtol=1e-4)
@@ -64,7 +64,7 @@ def test_losses_at_times_that_are_not_uniform(kind, of, request):
     gradient, wanted = (
         jax.jit(jax.grad(mean))(params)
         for mean in (
-            lambda params: task.loss(params, batch, examples, HISTORY)[0].mean(),
+            lambda params: task.loss(params, (), batch, examples, HISTORY)[0].mean(),
             lambda params: (weights * by_hand(params)).mean(),
         )
     )
@@ -80,9 +80,9 @@ class Told(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, time, keys=None, labels=None):
-        self.tell((x, time, keys, labels))
-        out = jnp.zeros((len(x), self.num_classes)) if labels is None else jnp.zeros_like(x)
+    def __call__(self, x, time, keys=None, condition=None):
+        self.tell((x, time, keys, condition))
+        out = jnp.zeros((len(x), self.num_classes)) if condition is None else jnp.zeros_like(x)
         return self.param("w", nn.initializers.zeros, ()) + out
 
 
@@ -110,7 +110,7 @@ def test_every_purpose_has_numbers_of_its_own(kind, tiny_config, tiny_source, mo
     x0 = batch["image"] / np.float32(127.5) - 1
     for training in (True, False):
         seen.clear()
-        task.loss(params, batch, examples, (), training=training)
+        task.loss(params, (), batch, examples, (), training=training)
         ((x, time, keys, labels),) = seen
         np.testing.assert_allclose(time, t - 1, atol=1e-3)
         shown = np.where((flipped & training)[:, None, None, None], x0[:, :, ::-1], x0)
@@ -130,7 +130,7 @@ def test_the_span_of_training(name, ends, levels, point_config):
     task = build(point_config, (2,))
     np.testing.assert_allclose(task.levels, levels, atol=0.1)
     keys, image = jax.random.split(jax.random.key(3), 4), np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
-    film = jax.jit(task.noised, static_argnums=2)({"image": image}, keys, 4)
+    film = jax.jit(task.noised, static_argnums=3)((), {"image": image}, keys, 4)
     eps = jnp.stack([jax.random.normal(key, (2,)) for key in keys])
     expected = [add_noise(task.process, image, eps, t) for t in np.linspace(*ends, 3, dtype=np.float32)]
     np.testing.assert_allclose(film, np.stack([image, *expected]), atol=1e-5)

@@ -28,7 +28,7 @@ def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_co
         config = point_config.copy_and_resolve_references()
         config.eval.update(settings)
         devices = jax.devices()[:devices]
-        return make_loss(task, config, point_source, devices)(replicate(params, devices))
+        return make_loss(task, config, point_source, devices)(replicate(params, devices), ())
 
     found = loss()
     np.testing.assert_allclose([loss(batch_size=8), loss(devices=8, batch_size=9)], found, rtol=1e-5)
@@ -38,7 +38,7 @@ def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_co
     keys = jax.vmap(lambda place: jax.random.fold_in(key_of(5, Purpose.HELD_OUT), place))(places)
     point_config.cond.dropout = point_config.network.dropout = 0.0
     plain = build(point_config, (2,), 3)
-    losses, *_ = plain.loss(params, point_source.gather(places), Examples(keys, places, 21), plain.history)
+    losses, *_ = plain.loss(params, (), point_source.gather(places), Examples(keys, places, 21), plain.history)
     np.testing.assert_allclose(found, losses.mean(), rtol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_no_image_is_mirrored(tiny_config, tiny_source):
     def program(flip):
         tiny_config.data.flip = flip
         task = build(tiny_config, (8, 8, 1))
-        args = jax.eval_shape(task.init, key_of(0, Purpose.INIT)), tiny_source.gather(np.arange(4)), examples, ()
+        args = jax.eval_shape(task.init, key_of(0, Purpose.INIT)), (), tiny_source.gather(np.arange(4)), examples, ()
         return str(jax.make_jaxpr(lambda *args: task.loss(*args, training=False)[0])(*args))
 
     assert program(True) == program(False)
@@ -66,9 +66,9 @@ def test_it_is_logged_every_so_many_steps(point_config, point_source, tmp_path, 
     state = resumable.train(point_config, tmp_path, task, point_source, devices, held_out=point_source)
     found = {line["step"]: line["eval_loss"] for line in metrics(tmp_path) if "eval_loss" in line}
     assert found.keys() == {2, 4, 6} and len(set(found.values())) == 1
-    assert found[6] == make_loss(task, point_config, point_source, devices)(state.ema[1])
+    assert found[6] == make_loss(task, point_config, point_source, devices)(state.ema[1], ())
     used = []
-    monkeypatch.setattr(loop, "make_loss", lambda *_: lambda params: used.append(params) or None)
+    monkeypatch.setattr(loop, "make_loss", lambda *_: lambda params, _: used.append(params) or None)
     point_config.train.steps = 8
     state = resumable.train(point_config, tmp_path, task, point_source, devices, held_out=point_source)
     assert metrics(tmp_path)[7]["eval_loss"] is None and len(used) == 1

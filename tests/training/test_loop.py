@@ -124,8 +124,8 @@ def test_what_is_told_on_the_way(point_config, point_source, tmp_path, monkeypat
     point_config.optim.update(warmup_steps=4, learning_rate=0.04)
     point_config.eval.loss_every = 2
     measured, drawn, source = [], [], poisoned(point_source)
-    monkeypatch.setattr(loop, "make_loss", lambda *_: lambda params: measured.append(jax.device_get(params)) or 1.5)
-    preview = lambda params: drawn.append(jax.device_get(params)) or Sampled(np.zeros((4, 2), "f"), 1)  # noqa: E731
+    monkeypatch.setattr(loop, "make_loss", lambda *_: lambda params, _: measured.append(jax.device_get(params)) or 1.5)
+    preview = lambda params, _: drawn.append(jax.device_get(params)) or Sampled(np.zeros((4, 2), "f"), 1)  # noqa: E731
     monkeypatch.setattr(resumable.sampling, "make_preview", lambda *_: preview)
     run_directory.write(tmp_path, point_config, (2,))
     task = build(point_config, (2,), 3)
@@ -264,7 +264,7 @@ def test_a_grid_that_a_signal_forestalled_is_drawn_when_the_run_goes_on(point_co
     point_config.train.update(steps=4, checkpoint_every=4, sample_every=2)
 
     def make_preview(*_):
-        def draw(_):
+        def draw(*_):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
 
@@ -284,7 +284,7 @@ def test_the_checkpoint_comes_before_the_grid_of_its_step(point_config, point_so
     point_config.train.update(steps=4, checkpoint_every=2, sample_every=2)
 
     def make_preview(*_):
-        def draw(_):
+        def draw(*_):
             assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
             raise MemoryError("RESOURCE_EXHAUSTED")
 
@@ -293,7 +293,7 @@ def test_the_checkpoint_comes_before_the_grid_of_its_step(point_config, point_so
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(resumable.sampling, "make_preview", make_preview)
         train(point_config, point_source, tmp_path / "run")
-    monkeypatch.setattr(resumable.sampling, "make_preview", lambda *_: lambda _: Sampled(np.zeros((4, 2), "f"), 1))
+    monkeypatch.setattr(resumable.sampling, "make_preview", lambda *_: lambda *_: Sampled(np.zeros((4, 2), "f"), 1))
     assert train(point_config, point_source, tmp_path / "run").step == 4
     assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["training_00000002.png"]
 

@@ -66,7 +66,7 @@ def test_the_bound_ends_in_the_mass_of_pixels_and_in_the_density_of_points(point
     monkeypatch.setitem(LOSSES, "denoising", lambda *, weighting: Loss(spy))  # noqa: ARG005
     task, keys = build(point_config, (2,)), jax.random.split(jax.random.key(0), 3)
     for dtype in (jnp.uint8, jnp.float32):
-        task.loss({}, {"image": jnp.zeros((3, 2), dtype)}, Examples(keys, jnp.arange(3), 3), ())
+        task.loss({}, (), {"image": jnp.zeros((3, 2), dtype)}, Examples(keys, jnp.arange(3), 3), ())
     assert decoders == [bins, density]
 
 
@@ -121,12 +121,12 @@ def test_randomness_is_addressed_by_seed_step_and_example():
     def losses(seed, step, devices, micro_batches=1):
         seen = []
 
-        def loss(params, batch, examples, _):
+        def loss(params, frozen, batch, examples, _):  # noqa: ARG001
             normals = jax.vmap(jax.random.normal)(examples.keys)
             jax.debug.callback(lambda *pairs: seen.extend(zip(*map(np.ravel, pairs), strict=True)), batch["image"], normals)
             return normals + 0 * params + 0 * batch["image"].sum((1, 2, 3)), normals, ()
 
-        task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None)
+        task = Task(lambda _: jnp.zeros(()), loss, None, None, (0.0, 1.0), None, None, None, None)
         optimizer = adam(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8, clip_norm=0.0)
         devices = jax.devices()[:devices]
         state = init_state(task, optimizer, seed, 1)._replace(step=jnp.asarray(step))
@@ -156,10 +156,10 @@ def test_the_batch_is_gathered_by_index(tiny_config, tiny_source):
     image = tiny_source.arrays["image"]
     rows = np.array([3, 1, 4, 15])
     compiled = jax.jit(task.loss)
-    loss, *_ = compiled(params, {"image": image[rows]}, examples, ())
+    loss, *_ = compiled(params, (), {"image": image[rows]}, examples, ())
     chex.assert_shape(loss, (4,))
-    chex.assert_trees_all_equal(loss, compiled(params, {"image": image[order][inverse[rows]]}, examples, ())[0])
-    assert not np.allclose(loss, compiled(params, {"image": image[rows + 1]}, examples, ())[0])
+    chex.assert_trees_all_equal(loss, compiled(params, (), {"image": image[order][inverse[rows]]}, examples, ())[0])
+    assert not np.allclose(loss, compiled(params, (), {"image": image[rows + 1]}, examples, ())[0])
 
 
 def test_losses_by_level(point_config, point_source):
@@ -185,7 +185,7 @@ def test_several_averages(point_config, point_source):
 def test_an_update_that_is_not_finite_is_refused(bad):
     """On one of two devices, for one of its examples. The step is counted, and the next one goes on from what was there."""
 
-    def loss(params, batch, *_):
+    def loss(params, frozen, batch, *_):  # noqa: ARG001
         x = batch["image"].sum((1, 2, 3)).astype(float)
         is_bad = x == 7
         if bad == "loss":
@@ -196,7 +196,8 @@ def test_an_update_that_is_not_finite_is_refused(bad):
             losses = params * jnp.where(is_bad, 1e19, x)
         return losses, x / 10, x
 
-    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None, jnp.zeros(4), lambda _, seen: seen)
+    task = Task(lambda _: jnp.ones(()), loss, None, None, (0.0, 1.0), None, None, None, None)
+    task = task._replace(history=jnp.zeros(4), remember=lambda _, seen: seen)
     optimizer = optax.sgd(1e21, momentum=0.5) if bad == "parameters" else optax.sgd(0.1, momentum=0.5)
     devices = jax.devices()[:2]
     state = init_state(task, optimizer, 0, 2)
@@ -232,7 +233,7 @@ def test_what_bfloat16_leaves_in_float32(loss, tiny_config):
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
     examples = Examples(keys, np.arange(16), 16)
-    equations = list(flat_equations(jax.make_jaxpr(task.loss)(state.params, data, examples, ()).jaxpr))
+    equations = list(flat_equations(jax.make_jaxpr(task.loss)(state.params, (), data, examples, ()).jaxpr))
     sums = [eqn for eqn in equations if eqn.primitive.name.startswith(("reduce_sum", "reduce_max"))]
     products = [eqn for eqn in equations if eqn.primitive.name in ("dot_general", "conv_general_dilated")]
     floats = {eqn.invars[0].aval.dtype for eqn in sums if jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)}
@@ -296,4 +297,4 @@ def test_batch_that_the_devices_do_not_divide():
 
 
 def test_state_has_all_that_changes():
-    assert State._fields == ("step", "params", "opt_state", "ema", "history")
+    assert State._fields == ("step", "params", "opt_state", "ema", "history", "frozen")
