@@ -139,6 +139,9 @@ def test_what_is_told_on_the_way(point_config, point_source, tmp_path, monkeypat
     rates = [0.01 * updates for updates in np.cumsum(np.logical_not(skipped))]
     np.testing.assert_allclose([line["learning_rate"] for line in metrics(tmp_path)], rates, rtol=1e-6)
     assert [line.get("eval_loss") for line in metrics(tmp_path)] == [None, 1.5, None, 1.5]
+    point_config.train.steps = 5  # so that step 4 gets the picture that it had not got as the last one
+    resumable.train(point_config, tmp_path, task, source, jax.devices()[:1], held_out=point_source)
+    chex.assert_trees_all_equal(drawn, measured)
 
 
 @pytest.mark.thorough
