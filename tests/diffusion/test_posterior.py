@@ -9,6 +9,7 @@ import pytest
 from ddpm_jax.diffusion.betas import BETAS
 from ddpm_jax.diffusion.posterior import (
     VARIANCES,
+    clipped_large_variance,
     clipped_small_variance,
     large_variance,
     learned_range_variance,
@@ -83,6 +84,8 @@ def test_variances_in_float32():
     chex.assert_trees_all_close(large_variance(process, t, s), np.float32(betas), rtol=1e-3)
     clipped = np.float32(np.append(variance[1], variance[1:]))
     chex.assert_trees_all_close(clipped_small_variance(process, t, s), clipped, rtol=1e-3)
+    clipped[1:] = betas[1:]  # "fixed large" has the small one at n = 1
+    chex.assert_trees_all_close(clipped_large_variance(process, t, s), clipped, rtol=1e-3)
 
 
 def test_learned_variance_is_exp():
