@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_jax.diffusion import inverse, oracle
 from ddpm_jax.diffusion.grids import GRIDS
+from ddpm_jax.diffusion.predictions import Prediction
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
 from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, annealed_langevin, ddim, heun, meter, plms
@@ -295,6 +296,18 @@ SETTINGS = {"replacement": {}, "repaint": {"resamplings": 3}, "dps": {"zeta": 0.
 SETTINGS["mmps"] = {"iterations": 4}
 EVALUATIONS = {"replacement": 9 + 1, "repaint": 9 * 3 + 1, "dps": 9 * 2 + 1, "pigdm": 10 * 2, "tmpd": 10 * 3}
 EVALUATIONS["mmps"] = 10 * (2 + 4)
+
+
+def test_known_pixels_are_put_in_place_from_the_end_on():
+    """At that time too, each example at its own; bit for bit, and eps is what makes up x. Above it nothing changes."""
+    process, x, image = PROCESSES["vp"](), jnp.array([[0.3, -2.0]] * 3), jnp.array([0.123456789, 0.7])
+    denoise, end = lambda x, t: Prediction(0.5 * x, 2 * x), jnp.asarray(0.1)  # noqa: ARG005
+    t = jnp.array([0.1, 0.05, 0.11])
+    found = inverse.known_x0(denoise, process, image, FIRST, end)(x, t)
+    inside = np.array([[True, False], [True, False], [False, False]])
+    np.testing.assert_array_equal(found.x0, np.where(inside, image, 0.5 * x))
+    eps = (x - process.alpha(t)[:, None] * image) / process.sigma(t)[:, None]
+    np.testing.assert_allclose(found.eps, np.where(inside, eps, 2 * x), rtol=1e-6)
 
 
 def test_every_method_is_the_transform_of_its_name():

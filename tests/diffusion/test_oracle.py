@@ -100,15 +100,26 @@ def check_moments(x, mean, covariance):
     assert (np.abs(np.cov(x.T) - covariance) < 5 * np.sqrt(2 * np.outer(variances, variances) / len(x))).all()
 
 
+def known_moments(process, t):
+    """Mean and covariance of the mixture at a time, by the second moments of its components."""
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    mean = alpha * WEIGHTS @ MEANS
+    second = np.einsum("k,kde->de", WEIGHTS, COVARIANCES + MEANS[:, :, None] * MEANS[:, None])
+    return mean, alpha**2 * second + sigma**2 * np.eye(2) - np.outer(mean, mean)
+
+
+@pytest.mark.parametrize("name, t", [("vp", 0.3), ("edm", 0.5)])
+def test_moments(name, t, x64):  # noqa: ARG001
+    process = PROCESSES[name]()
+    chex.assert_trees_all_close(oracle.moments(data(), process, t), known_moments(process, t), rtol=1e-9)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name, t", [("vp", 0.3), ("edm", 0.5), ("linear", 0.0)])
 def test_draws(name, t, x64):  # noqa: ARG001
     """Mean, covariance and frequencies of 40,000 draws within five standard errors of those known; and `moments` is exact."""
     process, count = PROCESSES[name](), 40_000
-    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-    mean = alpha * WEIGHTS @ MEANS
-    second = np.einsum("k,kde->de", WEIGHTS, COVARIANCES + MEANS[:, :, None] * MEANS[:, None])
-    covariance = alpha**2 * second + sigma**2 * np.eye(2) - np.outer(mean, mean)
+    mean, covariance = known_moments(process, t)
     chex.assert_trees_all_close(oracle.moments(data(), process, t), (mean, covariance), rtol=1e-9)
     x, labels = map(np.asarray, draw(data(), process, t, sample_keys(0, np.arange(count))))
     chex.assert_shape((x, labels), ((count, 2), (count,)))
