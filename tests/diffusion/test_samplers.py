@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion import oracle, samplers
+from ddpm_jax.diffusion import inverse, oracle, samplers
 from ddpm_jax.diffusion.betas import BETAS
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction, eps_to_x0
-from ddpm_jax.diffusion.process import Process, expand
+from ddpm_jax.diffusion.process import Process, concrete, expand
 from ddpm_jax.diffusion.processes import PROCESSES, from_betas
 from ddpm_jax.diffusion.sample import check, sample, sample_keys, start_std
 from ddpm_jax.diffusion.samplers import SAMPLERS, At, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
@@ -697,6 +697,34 @@ def test_samplers_are_pytrees():
     assert isinstance(euler_maruyama().step, Partial)
 
 
+AROUND = {  # what wraps a sampler that draws a normal itself, and the normals of a step
+    "churned": (lambda sampler: samplers.churned(sampler, 8.0), 2),
+    "corrected": (lambda sampler: samplers.corrected(sampler, snr=0.1, corrector_steps=2), 3),
+    "replacement": (lambda sampler: inverse.replacement(sampler, jnp.zeros(2), jnp.array([True, False])), 2),
+    "dps": (lambda sampler: inverse.dps(sampler, inverse.mask(jnp.array([True, False])), jnp.zeros(2)), 1),
+}
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *AROUND])
+def test_no_normal_of_a_step_is_used_twice(name):
+    """Nor left out between others. (Loops number theirs by traced numbers: their recursions are tested where they stand.)"""
+    around, count = AROUND.get(name, (None, None))
+    sampler = around(ancestral()) if around else SAMPLERS[name]()
+    process, x, drawn = PROCESSES["vp"](), jnp.ones((1, 2)), []
+    denoise = oracle.denoiser(gaussian(), process)
+
+    def noise(j):
+        drawn.append(j)
+        return x
+
+    for step in filter(None, (sampler.start, sampler.step, *sampler.end)):
+        drawn.clear()
+        at = At(jnp.asarray(0.5), jnp.asarray(0.4), jnp.asarray(1), 4, noise, lambda f: f(denoise)[0])
+        jax.eval_shape(lambda x, step=step, at=at: step(denoise, process, x, sampler.init(x), at)[0], x)
+        numbers = [j for j in drawn if concrete(j)]
+        assert sorted(numbers) == list(range(len(numbers))) and count in (None, len(numbers)), drawn
+
+
 # Two samplers that are one method, and how far apart they may be: coefficients of one are computed in another way in the other.
 SAME = {
     "ancestral noise 0 is DPM-Solver-2": (partial(samplers.dpm_solver_2_ancestral, eta=0.0), samplers.dpm_solver_2),
@@ -706,6 +734,7 @@ SAME = {
     "Euler ancestral is DDIM": (samplers.euler_ancestral, partial(samplers.ddim, eta=1.0)),
     "generalised DDIM at 1": (samplers.generalized_ddim, partial(samplers.ddim, eta=1.0)),
     "generalised DDIM at 0": (partial(samplers.generalized_ddim, noise_scale=0.0), samplers.ddim),
+    "DDIM at 1 is ancestral": (partial(samplers.ddim, eta=1.0), partial(samplers.ancestral, variance="small")),
     "adjusted DDIM at 0": (partial(samplers.adjusted_ddim, variance_scale=0.0), samplers.ddim),
     "an SA predictor is SDE-3M": (partial(samplers.sa_solver, order=3, corrector_order=0), samplers.sde_dpmpp_3m),
     "LMS of order 1 is DDIM": (partial(samplers.lms, order=1), samplers.ddim),

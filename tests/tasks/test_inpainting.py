@@ -14,6 +14,9 @@ from ddpm_jax import command, images
 from ddpm_jax import config as configs
 from ddpm_jax.config import variants
 from ddpm_jax.data import Source
+from ddpm_jax.diffusion.predictions import Prediction
+from ddpm_jax.diffusion.processes import PROCESSES
+from ddpm_jax.diffusion.samplers import ddim
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.runs import jobs, resumable, run_directory
@@ -109,6 +112,26 @@ def test_in_python(workdir):
     assert len(again) == 4 and len(run.compiled) == programs + 1
     again = run.inpaint(PICTURES, ~MASK, method="mmps", name="ddim", steps=4, seed=2)
     assert len(run.compiled) == programs + 1 and (again[:, ~MASK] == images.to_model(PICTURES)[:, ~MASK]).all()
+
+
+def test_pixels_are_known_from_grey_level_128_on(workdir):
+    """In an array and in a file."""
+    levels = np.where(MASK, np.uint8(128), np.uint8(127))
+    np.testing.assert_array_equal(inpainting.given(PICTURES, levels, SHAPE).known[..., 0], MASK)
+    Image.fromarray(levels).save(workdir.parent / "edge.png")
+    config = config_of(workdir, inpaint__mask=str(workdir.parent / "edge.png"))
+    np.testing.assert_array_equal(inpainting.read(config.inpaint, SHAPE).known[..., 0], MASK)
+
+
+def test_known_pixels_end_as_they_are(tiny_config):
+    """Those of image i mod their number; from the end of the grid on, not before."""
+    tiny_config.inpaint.method = "replacement"
+    given, denoise = inpainting.given(PICTURES, MASK, SHAPE), lambda x, t: Prediction(0.5 * x, x)  # noqa: ARG005
+    of_samples = jnp.array([4, 0]), ddim(), denoise, PROCESSES["vp"](), jnp.asarray(0.1), None
+    _, guided = inpainting.transformed(tiny_config, given, *of_samples)
+    x, kept = jnp.ones((2, *SHAPE)), np.asarray(images.to_model(PICTURES[[1, 0]]))
+    np.testing.assert_array_equal(guided(x, 0.1).x0, np.where(MASK[..., None], kept, 0.5))
+    np.testing.assert_array_equal(guided(x, 0.2).x0, 0.5 * x)
 
 
 @pytest.mark.parametrize(
