@@ -196,7 +196,10 @@ def help_text(config_spec: str, workdir: str, overrides: list[Override]) -> str:
     configs.validate(config)
     lines += ["", f"keys of {config_spec or workdir}:"]
     values = configs.flatten(config)
+    section = None
     for key, entry in configs.KEYS.items():
+        if section != (section := key.rpartition(".")[0]):
+            lines += ["", f"{section or 'top level'}: {configs.SECTIONS[section]}"]
         typed = ",".join(map(str, values[key])) if isinstance(values[key], tuple) else values[key]
         lines += [f"  --config.{key}={typed}", f"        {entry.help}; {entry.kind()}{_taken_by(key)}"]
     return "\n".join(lines)

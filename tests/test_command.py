@@ -118,8 +118,8 @@ MISTAKES = {
     GOOD + " --lr=1": ["no flag --lr. Did you mean --config.optim.learning_rate?"],
     GOOD + " --config.optimizer.b1=1": ["no config key 'optimizer.b1'. Did you mean optim.b1?"],
     GOOD + " --config.model.name=unet": ["no config key 'model.name'. Did you mean network.name?"],
-    GOOD + " --config.optim.zzz=1": ["The keys of optim are name, learning_rate, warmup_steps, b1, b2, eps, clip_norm."],
-    GOOD + " --config.optim=1": ["'optim'. It is a section: set one of its keys, optim.name, optim.learning_rate,"],
+    GOOD + " --config.optim.zzz=1": ["The keys of optim are name, schedule, learning_rate, "],
+    GOOD + " --config.optim=1": ["'optim'. It is a section: set one of its keys, optim.name, optim.schedule,"],
     GOOD + " --config.optim.=1": ["'optim'. It is a section: set one of its keys, optim.name"],
     GOOD + " --config.zzz=1": ["no config key 'zzz'. The keys are task, seed, addresses and those of cond, data, ema, eval,"],
     GOOD + " --config.=1": ["no config key ''. The keys are task, seed, addresses and those of cond, data,"],
@@ -354,6 +354,9 @@ def test_help_with_a_config_or_a_run_lists_every_key_its_value_and_choices(words
     config, workdir = re.match(r"(?:--config=(\S+))?(?:--workdir=(\S+))?", words).groups(default="")
     text = command.help_text(config, workdir, [("optim.b1", "0.25")])
     assert re.findall(r"^  --config\.([\w.]+)=", text, re.MULTILINE) == list(configs.KEYS)
+    headed = re.findall(r"\n\n(top level|\w+): (.*)\n  --config\.(\w+)", text)
+    assert [(name, meaning) for name, meaning, _ in headed] == [(key or "top level", s) for key, s in configs.SECTIONS.items()]
+    assert all(name in (first, "top level") for name, _, first in headed)
     for line in ("train.steps=8", "network.multipliers=1,2", "network.attention=", "optim.b1=0.25", "sampler.name=ancestral"):
         assert f"--config.{line}\n" in text
     for entry in configs.KEYS.values():

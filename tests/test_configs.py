@@ -13,11 +13,10 @@ import pytest
 from ddpm_jax import command
 from ddpm_jax import config as configs
 from ddpm_jax.config import variants
-from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source
 from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.errors import UserError
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.runs import jobs
 from ddpm_jax.runs.run import load
 from ddpm_jax.tasks import build
@@ -75,7 +74,7 @@ def check_training(shape, training_keys):
     """Abstractly: a training step leaves a state of the same shapes. Returns the averaged parameters."""
     config = configs.unflatten(dict(training_keys) | SAMPLER)
     task, devices = build(config, shape, CLASSES), jax.devices()[:1]
-    optimizer = construct(OPTIMIZERS, config.optim)
+    optimizer = optimizer_of(config)
     state = jax.eval_shape(lambda: init_state(task, optimizer, config.seed, len(config.ema.decays)))
     one_device = make_step(task, optimizer, seed=config.seed, ema_decays=config.ema.decays)
     step = parallel.over_devices(one_device, devices, (None, None, 0), (None, None))

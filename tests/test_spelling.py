@@ -3,7 +3,7 @@ import itertools
 from pathlib import Path
 
 from ddpm_jax import config as configs
-from ddpm_jax.config.hints import NAMES, SECTIONS
+from ddpm_jax.config.hints import NAMES, OTHER_SECTIONS
 from ddpm_jax.config.variants import VARIANTS
 from ddpm_jax.spelling import distance, nearest
 
@@ -37,7 +37,7 @@ def test_what_other_codes_call_a_key():
     assert set(NAMES) <= set(configs.KEYS) and len(theirs) == len(set(theirs))
     assert not set(theirs) & {key.rpartition(".")[2] for key in configs.KEYS}
     sections = {key.partition(".")[0] for key in configs.KEYS}
-    assert set(SECTIONS.values()) <= sections and not set(SECTIONS) & sections
+    assert set(OTHER_SECTIONS.values()) <= sections and not set(OTHER_SECTIONS) & sections
     for ours, names in NAMES.items():
         for name in names.split():
             assert configs.like(name) == configs.like(f"train.{name}") == [ours]

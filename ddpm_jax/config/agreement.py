@@ -47,6 +47,11 @@ def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
 
 
 def fixed(config: ConfigDict) -> dict[str, Any]:
-    """The keys that may not change when a run is continued, but for those that do nothing, with the values that act."""
+    """The keys that may not change when a run is continued, but for those that do nothing, with the values that act.
+
+    train.steps is one where the learning rates depend on it.
+    """
     keys = [key for key in KEYS if not any(key == c or (c.endswith(".") and key.startswith(c)) for c in CHANGEABLE)]
+    if applies("optim.schedule_steps", config) and not config.optim.schedule_steps:
+        keys.append("train.steps")
     return {key: acting(key, config) for key in keys if applies(key, config)}

@@ -8,7 +8,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.spelling import nearest
 
 # What other codes call our sections and keys.
-SECTIONS = {
+OTHER_SECTIONS = {
     "optimizer": "optim", "opt": "optim", "model": "network", "net": "network", "unet": "network", "dataset": "data",
     "training": "train", "trainer": "train", "sampling": "sampler", "diffusion": "process", "schedule": "process",
     "scheduler": "process", "sde": "process", "cfg": "guidance", "evaluation": "eval", "conditioning": "cond",
@@ -24,13 +24,15 @@ NAMES = {
     "optim.b2": "beta2 adam_beta2",
     "optim.eps": "epsilon adam_eps adam_epsilon",
     "optim.name": "optimizer",
+    "optim.schedule": "lr_schedule lr_scheduler scheduler_type",
+    "optim.weight_decay": "wd",
     "train.batch_size": "bs batchsize batch train_batch_size",
     "train.steps": "epochs num_epochs iters n_iters max_steps num_steps train_steps num_train_steps",
     "train.micro_batches": "accumulate grad_accum gradient_accumulation gradient_accumulation_steps microbatch",
     "train.checkpoint_every": "save_every save_interval checkpoint_interval",
     "train.log_every": "log_interval",
     "ema.decays": "ema_decay ema_rate decay",
-    "process.name": "schedule beta_schedule noise_schedule scheduler sde",
+    "process.name": "beta_schedule noise_schedule scheduler sde",
     "process.steps": "timesteps num_timesteps diffusion_steps num_train_timesteps num_diffusion_timesteps num_scales",
     "prediction.name": "objective parameterization prediction_type pred_type predict mean_type model_mean_type",
     "sampler.name": "sampling_method sampler_name",
@@ -57,7 +59,7 @@ NAMES = {
 def like(key: str) -> list[str]:
     """The keys that a mistyped key may mean: what other codes call so, those of that name in any section, or the nearest."""
     section, _, leaf = key.lower().rpartition(".")
-    here = f"{SECTIONS.get(section, section)}.{leaf}"
+    here = f"{OTHER_SECTIONS.get(section, section)}.{leaf}"
     named = [ours for ours, theirs in NAMES.items() if leaf in theirs.split()]
     elsewhere = [known for known in KEYS if known.rpartition(".")[2] == leaf]
     return [here] * (here in KEYS) or named or elsewhere or nearest(key, KEYS)

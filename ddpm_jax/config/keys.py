@@ -33,16 +33,37 @@ from ddpm_jax.diffusion.times import TIMES
 from ddpm_jax.diffusion.transforms import CLIPS
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.resampling import RESAMPLING
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import OPTIMIZERS, SCHEDULES, are_parts
 from ddpm_jax.tasks import TASKS
 from ddpm_jax.tasks.guided import FORMS
 from ddpm_jax.writers import WAYS
+
+PARTS = (are_parts, "of names and factors that are not negative, as encoder=0.1,decoder=2")
+
+# What the keys of a section say.
+SECTIONS = {
+    "": "the run as a whole",
+    "data": "the data set",
+    "cond": "what the network is told besides the noisy example",
+    "network": "the network",
+    "process": "the noising process",
+    "prediction": "what the network predicts",
+    "loss": "what is minimised",
+    "times": "at which times it is trained",
+    "optim": "the optimizer",
+    "ema": "averages of the parameters",
+    "train": "the course of training",
+    "sampler": "how samples are drawn",
+    "guidance": "what steers them besides",
+    "inpaint": "given images, whose unknown pixels are drawn anew",
+    "eval": "what --mode=eval measures, and losses on held-out data",
+}
 
 KEYS: dict[str, Key] = {
     "task": Key("diffusion", "what is trained", TASKS),
     "seed": Key(0, "of parameters, batches, training noise", SEED),
     "addresses": Key(BY_PURPOSE, "random numbers of each purpose have their own, or share them as in older runs", ADDRESSES),
-    # the data
+    # ---- data
     "data.name": Key("digits", "the data set; any other name: that set of tensorflow-datasets", SOURCES),
     "data.split": Key("train", "the part of it that is trained on"),
     "data.data_dir": Key("", "tensorflow-datasets folder; empty: TFDS_DATA_DIR or ~/tensorflow_datasets", FOLDER),
@@ -60,10 +81,10 @@ KEYS: dict[str, Key] = {
     "data.num_examples": Key(50_000, "how many points", to(10_000_000)),
     "data.seed": Key(0, "of the points", SEED),
     "data.flip": Key(False, "mirror images left to right at random"),
-    # what the network is told besides the noisy example
+    # ---- cond
     "cond.labels": Key(False, "the network is shown the labels of the data"),
     "cond.dropout": Key(0.1, "share of the training examples that have the null label, of the unconditional model", BELOW_ONE),
-    # the network
+    # ---- network
     "network.name": Key("unet", "the architecture", NETWORKS),
     "network.channels": Key(128, "channels of the first level", EMBEDDABLE),
     "network.multipliers": Key(
@@ -85,7 +106,7 @@ KEYS: dict[str, Key] = {
     "network.progressive_input": Key(False, "the image is halved too, and added to the features of every level"),
     "network.single_up_attention": Key(False, "on the way up, attention after a level's last block only"),
     "network.dtype": Key("float32", "of the computation; parameters are float32", ("float32", "bfloat16")),
-    # the noising process
+    # ---- process
     "process.name": Key("linear", "the noising process", PROCESSES),
     "process.steps": Key(AUTO, "T of a beta table, levels of ncsn", to(STEPS), int),
     "process.beta_start": Key(AUTO, "first beta", POSITIVE, float),
@@ -104,10 +125,10 @@ KEYS: dict[str, Key] = {
     "process.sigma_max": Key(AUTO, "most noise", POSITIVE, float),
     "process.t_max": Key(AUTO, "the last time", UNIT, float),
     "process.ratio_max": Key(AUTO, "sigma / alpha at the last time", POSITIVE, float),
-    # what the network predicts
+    # ---- prediction
     "prediction.name": Key("eps", "what the network predicts", PREDICTIONS),
     "prediction.sigma_data": Key(AUTO, "standard deviation of the data", POSITIVE, float),
-    # what is minimised
+    # ---- loss
     "loss.name": Key("denoising", "denoising; hybrid: with the variance learned by the bound; vlb: the bound alone", LOSSES),
     "loss.weighting": Key("simple", "what squared error is averaged; simple: that of eps", WEIGHTINGS),
     "loss.variance": Key("learned_range", "of the reverse step, learned or fixed", VARIANCES),
@@ -116,7 +137,7 @@ KEYS: dict[str, Key] = {
     "loss.k": Key(AUTO, "added to the SNR", POSITIVE, float),
     "loss.power": Key(AUTO, "of their sum, by which it divides", NOT_NEGATIVE, float),
     "loss.bias": Key(AUTO, "the log-SNR of half its weight", FINITE, float),
-    # the times of training
+    # ---- times
     "times.name": Key("uniform", "distribution of training times", TIMES),
     "times.t_min": Key(AUTO, "in continuous time: the lower end", POSITIVE, float),
     "times.mean": Key(AUTO, "mean of log(sigma / alpha)", FINITE, float),
@@ -125,22 +146,28 @@ KEYS: dict[str, Key] = {
     "times.scale": Key(AUTO, "its standard deviation", POSITIVE, float),
     "times.kept": Key(AUTO, "losses remembered for each time", to(100), int),
     "times.uniform_share": Key(AUTO, "share of times that are uniform", UNIT, float),
-    # the optimizer
+    # ---- optim
     "optim.name": Key("adam", "the optimizer", OPTIMIZERS),
+    "optim.schedule": Key("constant", "of the learning rate after the warm-up", SCHEDULES),
     "optim.learning_rate": Key(2e-4, "after the warm-up", POSITIVE),
+    "optim.final_learning_rate": Key(AUTO, "the least, to which it falls", NOT_NEGATIVE, float),
+    "optim.schedule_steps": Key(0, "the step at which it is reached; 0: train.steps, which then stays", NOT_NEGATIVE),
     "optim.warmup_steps": Key(5000, "steps of linear warm-up from 0", NOT_NEGATIVE),
     "optim.b1": Key(0.9, "decay of Adam's first moment", BELOW_ONE),
     "optim.b2": Key(0.999, "decay of Adam's second moment", BELOW_ONE),
     "optim.eps": Key(1e-8, "Adam's epsilon", POSITIVE),
+    "optim.weight_decay": Key(AUTO, "of kernels, times the learning rate at each step", NOT_NEGATIVE, float),
+    "optim.momentum": Key(AUTO, "decay of the mean of kernels' gradients", BELOW_ONE, float),
+    "optim.parts": Key("", "factors of the learning rate by part of the parameters, as encoder=0.1,decoder=2", PARTS),
     "optim.clip_norm": Key(1.0, "limit of the gradients' global norm; 0: no clipping", NOT_NEGATIVE),
-    # averages of the parameters
+    # ---- ema
     "ema.decays": Key(
         (0.9999,),
         "of the averages of the parameters; each starts as (1 + step) / (10 + step)",
         BELOW_ONE,
         length=(1, 16, "decay (0.0: the parameters of the last step)", "decays"),
     ),
-    # the run
+    # ---- train
     "train.steps": Key(800_000, "training steps in all", POSITIVE),
     "train.batch_size": Key(128, "images per step, over all devices", to(1_000_000)),
     "train.micro_batches": Key(1, "parts of a device's share of the batch, one after the other, to save memory", to(1_000_000)),
@@ -155,7 +182,7 @@ KEYS: dict[str, Key] = {
     "train.checkpoint_every": Key(10_000, "steps between checkpoints", POSITIVE),
     "train.keep_last": Key(2, "newest checkpoints kept", POSITIVE),
     "train.keep_every": Key(0, "checkpoints at multiples of this step are kept for good; 0: none", NOT_NEGATIVE),
-    # samples
+    # ---- sampler
     "sampler.checkpoint": Key(0, "--mode=sample, eval: the step of the checkpoint that is used; 0: the newest", NOT_NEGATIVE),
     "sampler.ema": Key(0, "which of ema.decays averages the parameters it uses, counted from 0", NOT_NEGATIVE),
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
@@ -207,7 +234,7 @@ KEYS: dict[str, Key] = {
     "sampler.save": Key("npz", "as one .npz, as guided-diffusion's evaluator reads it, or as a folder of PNGs", tuple(WAYS)),
     "sampler.frames": Key(24, "frames of the animation from noise to samples; 0 or 1: none", to(1000, 0)),
     "sampler.seed": Key(0, "of the sampling noise", SEED),
-    # what steers samples besides
+    # ---- guidance
     "guidance.scale": Key(1.0, "w of eps_u + w (eps_c - eps_u), eps_u with the null label; 1: the conditional model", FINITE),
     "guidance.interval_low": Key(0.0, "least sigma / alpha at which it acts", NOT_NEGATIVE),
     "guidance.interval_high": Key(0.0, "greatest; 0: no limit", NOT_NEGATIVE),
@@ -216,14 +243,14 @@ KEYS: dict[str, Key] = {
     "guidance.weak": Key("", "directory of a weaker run, whose prediction takes the place of eps_u (autoguidance)"),
     "guidance.classifier": Key("", "directory of a classifier's run: scale times its gradient is added to the score"),
     "guidance.form": Key("score", "classifier: score; or mean, of ancestral steps, the shift of theirs", FORMS),
-    # given images, whose unknown pixels are drawn anew
+    # ---- inpaint
     "inpaint.images": Key("", "--mode=sample: whose unknown pixels are drawn anew: a PNG, a folder, or a .npz of samples"),
     "inpaint.mask": Key("", "a PNG of their size, white where pixels are known, black where they are drawn anew"),
     "inpaint.method": Key("repaint", "how the known pixels act on the others", INPAINTING),
     "inpaint.resamplings": Key(10, "how often each step is made", to(1000)),
     "inpaint.zeta": Key(1.0, "length of its steps along the gradient", POSITIVE),
     "inpaint.iterations": Key(5, "of conjugate gradients in each call of the denoiser", to(1000)),
-    # evaluation
+    # ---- eval
     "eval.bpd": Key(False, "bits per dimension, by the probability-flow ODE and by the variational bound"),
     "eval.split": Key("test", "the part of the data that is evaluated"),
     "eval.num_examples": Key(0, "its first examples, so many; 0: all", NOT_NEGATIVE),

@@ -9,10 +9,9 @@ import jax
 from ml_collections import ConfigDict
 
 from ddpm_jax import plots, signals
-from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed
 from ddpm_jax.errors import UserError, first_line
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.runs import checkpoints, run_directory, sampling
 from ddpm_jax.runs import history as histories
 from ddpm_jax.runs.logs import Log
@@ -45,7 +44,7 @@ def train(
     which one came, with a checkpoint of that step.
     """
     c = config.train
-    optimizer = construct(OPTIMIZERS, config.optim)
+    optimizer = optimizer_of(config)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
 
     def first_state(params=None):
@@ -80,7 +79,8 @@ def train(
     parts = f"{len(devices)} x {c.micro_batches} x {c.batch_size // len(devices) // c.micro_batches}"
     say(
         f"batch size {c.batch_size} (devices x micro-batches x examples: {parts}), learning rate "
-        f"{config.optim.learning_rate:g} after a warm-up of {config.optim.warmup_steps} steps",
+        f"{config.optim.learning_rate:g} after a warm-up of {config.optim.warmup_steps} steps"
+        + ("" if config.optim.schedule == "constant" else f", then {config.optim.schedule}"),
     )
     if start.step >= c.steps:
         say(f"The run is complete: {start.step} steps. For more, raise --config.train.steps.")

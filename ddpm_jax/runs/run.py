@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import config as configs
-from ddpm_jax.construct import construct
 from ddpm_jax.data import identity
 from ddpm_jax.diffusion.edit import noised
 from ddpm_jax.diffusion.keys import Purpose, key_of
@@ -21,7 +20,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
 from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.images import checked
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.progress import shown
 from ddpm_jax.runs import checkpoints, run_directory, sampling, weights
 from ddpm_jax.tasks import build, conditions, inpainting
@@ -382,7 +381,7 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     _, image_shape, num_classes, data = run_directory.read(workdir)
     class_names = identity.class_names(data)
     task = build(config, image_shape, num_classes, load_guides(config), class_names)
-    optimizer = construct(OPTIMIZERS, config.optim)
+    optimizer = optimizer_of(config)
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
 
     def start():

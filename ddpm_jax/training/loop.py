@@ -10,11 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import signals
-from ddpm_jax.construct import construct
 from ddpm_jax.data import Source, Streamed, batch_indices
 from ddpm_jax.diffusion.keys import Purpose, words_of
 from ddpm_jax.errors import Diverged, UserError
-from ddpm_jax.optimizers import OPTIMIZERS, learning_rate_schedule
+from ddpm_jax.optimizers import optimizer_of, schedule_of
 from ddpm_jax.progress import Progress, Stopwatch, duration
 from ddpm_jax.tasks.task import Task
 from ddpm_jax.terminal import say
@@ -72,8 +71,7 @@ def train(
     a checkpoint.
     """
     c = config.train
-    optimizer = construct(OPTIMIZERS, config.optim)
-    learning_rate = learning_rate_schedule(config.optim.learning_rate, config.optim.warmup_steps)
+    optimizer, learning_rate = optimizer_of(config), schedule_of(config)
     step, state, pending, skips = start
     per_call = steps_per_call(config, step, devices[0].platform)
     order = words_of(config.seed, Purpose.BATCHES, config.addresses)

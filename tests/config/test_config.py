@@ -30,7 +30,7 @@ from ddpm_jax.diffusion.times import TIMES, Examples
 from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import OPTIMIZERS, SCHEDULES, optimizer_of
 from ddpm_jax.runs import jobs, sampling
 from ddpm_jax.tasks import TASKS, build, inpainting
 from ddpm_jax.tasks.choices import choose
@@ -48,8 +48,8 @@ def altered(constructor, **values):
     """A constructor of the same parameters that sets some of them itself."""
 
     @functools.wraps(constructor)
-    def other(**given):
-        return constructor(**(given | values))
+    def other(*args, **given):
+        return constructor(*args, **(given | values))
 
     return other
 
@@ -389,16 +389,26 @@ OPTIMIZER_KEYS = {
     "optim.b2": 0.5,
     "optim.eps": 1.0,
     "optim.clip_norm": 0.5,
+    "optim.parts": "w=0.5",
+}
+OF_CHOICES = {
+    "optim.schedule": ("adam", "constant", "linear"),
+    "optim.final_learning_rate": ("adam", "linear", 1e-4),
+    "optim.schedule_steps": ("adam", "linear", 9),
+    "optim.weight_decay": ("adamw", "constant", 0.5),
+    "optim.momentum": ("muon", "constant", 0.5),
 }
 
 
 def updates(config):
     """Of three steps, by gradients whose norm grows."""
-    optimizer = construct(OPTIMIZERS, config.optim)
-    state, updates = optimizer.init(jnp.zeros(2)), []
+    optimizer = optimizer_of(config)
+    params = {"w": {"kernel": jnp.ones((1, 2))}}
+    state, updates = optimizer.init(params), []
     for scale in (1.0, 2.0, 4.0):
-        update, state = optimizer.update(scale * jnp.array([0.3, -0.6]), state)
-        updates.append(update.tolist())
+        gradient = {"w": {"kernel": jnp.array([[0.3 * scale, -0.6 * scale**2]])}}
+        update, state = optimizer.update(gradient, state, params)
+        updates.append(update["w"]["kernel"].tolist())
     return updates
 
 
@@ -408,6 +418,15 @@ def test_a_key_of_the_optimizer_arrives(key, monkeypatch):
     config = smoke({key: OPTIMIZER_KEYS[key]})
     configs.validate(config)
     assert updates(config) != updates(smoke())
+
+
+@pytest.mark.parametrize("key", OF_CHOICES)
+def test_a_key_of_one_optimizer_or_schedule_arrives(key):
+    name, schedule, value = OF_CHOICES[key]
+    before = smoke({"optim.name": name, "optim.schedule": schedule, "optim.learning_rate": 0.1})
+    config = configs.unflatten(configs.flatten(before) | {key: value})
+    configs.validate(config)
+    assert configs.applies(key, config) and updates(config) != updates(before)
 
 
 # ------------------------------------------------------- every key arrives: what a run does
@@ -647,6 +666,7 @@ def test_a_key_of_the_evaluation_arrives(key):
 GUIDE_KEYS = {"guidance.weak": "runs/weak", "guidance.classifier": "runs/classifier", "guidance.form": "mean"}
 
 OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEYS
+OTHER |= {key: value for key, (*_, value) in OF_CHOICES.items()}
 OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS
 OTHER |= {key: value for key, (value, _) in INPAINT_KEYS.items()} | INPAINT_FILES
 OTHER |= {"sampler.checkpoint": 7, "train.init": "runs/x", "train.allow_changes": True}  # see tests/runs
@@ -695,6 +715,7 @@ def test_ints_are_in_range(key):
 # Counts by which neither memory nor a program grows.
 UNLIMITED = {
     "seed", "data.seed", "sampler.seed", "eval.seed", "data.memory_limit_mb", "optim.warmup_steps", "train.steps",
+    "optim.schedule_steps",
     "train.max_skips", "sampler.labels", "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "eval.loss_every",
     "sampler.ema", "sampler.checkpoint", "eval.num_examples", "eval.loss_examples",
@@ -881,7 +902,8 @@ def test_a_constructor_of_ones_own_keeps_its_defaults(monkeypatch):
 
 MADE_FROM_KEYS = [
     ("data", SOURCES), ("network", NETWORKS), ("process", PROCESSES), ("prediction", PREDICTIONS), ("loss", LOSSES),
-    ("loss", WEIGHTINGS), ("times", TIMES), ("optim", OPTIMIZERS), ("sampler", SAMPLERS), ("sampler", GRIDS),
+    ("loss", WEIGHTINGS), ("times", TIMES), ("optim", OPTIMIZERS), ("optim", SCHEDULES), ("sampler", SAMPLERS),
+    ("sampler", GRIDS),
     ("inpaint", INPAINTING),
 ]  # fmt: skip
 
@@ -889,7 +911,7 @@ MADE_FROM_KEYS = [
 @pytest.mark.parametrize("section, table", MADE_FROM_KEYS)
 def test_every_choice_gets_all_that_it_requires(section, table):
     """From its section of the config, whose keys are all that it takes besides what it acts on."""
-    acts_on = ("process", "keys", "sampler", "denoise", "image", "known", "decode")
+    acts_on = ("process", "keys", "sampler", "denoise", "image", "known", "decode", "rate")
     for name, constructor in table.items():
         parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name not in acts_on]
         required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
@@ -900,8 +922,9 @@ def test_every_choice_gets_all_that_it_requires(section, table):
 
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
-    "task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern", "data.num_examples",
-    "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size", "train.init",
+    "task", "seed", "addresses", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern",
+    "data.num_examples", "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size",
+    "train.init",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {
@@ -917,6 +940,7 @@ FREE = {
 GIVEN = {key: given for key, (_, _, given) in TASK_KEYS.items()}
 GIVEN |= {key: {"data.name": "toy2d"} for key in ("data.pattern", "data.num_examples", "data.seed")}
 GIVEN |= {key: {"data.name": "folder"} for key in ("data.image_size", "data.channels")}
+GIVEN |= {key: {"optim.name": name, "optim.schedule": schedule} for key, (name, schedule, _) in OF_CHOICES.items()}
 
 
 @pytest.mark.thorough

@@ -12,7 +12,7 @@ from ddpm_jax.construct import construct
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.models.layers import fourier_embedding
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import optimizer_of
 
 TINY = dict(channels=4, multipliers=(1, 2, 3), blocks=1, attention=(4,), heads=1, groups=2, dropout=0.0, dtype="float32")
 
@@ -95,7 +95,7 @@ def test_variants_train_cifar10_with_the_networks_of_their_papers(name, blocks, 
 def test_ve_trains_cifar10_as_if_on_half_the_sum_of_squared_errors():
     """Of 3072 values: the updates of the mean's gradients are those that the paper's optimizer makes of 1536 times them."""
     config = variants.apply(presets.cifar_ddpm(), "ve", presets.CIFAR_PUBLISHED)
-    ours, theirs = (construct(OPTIMIZERS, section) for section in (config.optim, presets.cifar_ddpm().optim))
+    ours, theirs = map(optimizer_of, (config, presets.cifar_ddpm()))
     state, their_state = ours.init(jnp.zeros(3)), theirs.init(jnp.zeros(3))
     for size in (1e-8, 1e-5, 1e-2):  # below the clipping norms and above
         gradient = size * jnp.array([1.0, -2.0, 0.5])

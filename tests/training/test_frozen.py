@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax.construct import construct
 from ddpm_jax.errors import UserError
-from ddpm_jax.optimizers import OPTIMIZERS
+from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.runs import resumable, run_directory
 from ddpm_jax.tasks import build, diffusion
 from ddpm_jax.tasks.spaces import Space
@@ -52,7 +51,7 @@ def biggest_constant(program):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_no_step_changes_them_and_no_program_holds_them(config, point_source, devices):
-    task, optimizer = build(config, (2,), 3), construct(OPTIMIZERS, config.optim)
+    task, optimizer = build(config, (2,), 3), optimizer_of(config)
     frozen = jax.tree.map(jnp.asarray, task.frozen())
     state = init_state(task, optimizer, 0, 1)._replace(frozen=frozen)
     assert all(LARGE.shape != leaf.shape for leaf in jax.tree.leaves(state._replace(frozen=())))
