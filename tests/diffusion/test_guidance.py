@@ -10,7 +10,7 @@ from ddpm_jax.diffusion import oracle
 from ddpm_jax.diffusion.grids import log_snr
 from ddpm_jax.diffusion.guidance import batched_pair, classifier_free, classifier_guidance, dynamic_thresholding, mean_shift
 from ddpm_jax.diffusion.posterior import VARIANCES, posterior_mean
-from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction
+from ddpm_jax.diffusion.predictions import PREDICTIONS, Prediction, add_score
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
 from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, ddim, heun
@@ -96,6 +96,19 @@ def test_where_alpha_is_0_a_classifier_says_nothing(guide):
     chex.assert_trees_all_equal(x0(3.0, x), 0.1 * x)
     gradients = jax.jit(jax.grad(lambda *at: x0(*at).sum(), (0, 1)))(3.0, x)
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_an_ancestral_step_takes_the_shift_for_the_mean():
+    """And not into x0: once, times the variance."""
+    process, t, s = PROCESSES["linear"](), jnp.asarray(0.5), jnp.asarray(0.4)
+    x, x0, shift = jnp.array([[0.3, -1.0]]), jnp.array([[0.2, 0.5]]), jnp.array([[2.0, -3.0]])
+    plain = Prediction(x0, (x - process.alpha(t) * x0) / process.sigma(t))
+    shifted = add_score(process, t, plain, shift)._replace(shift=shift)
+    for name in ("small", "large"):
+        at = At(t, s, 0, 1, lambda j: x, None)  # noqa: ARG005
+        _, mean, _ = ancestral(variance=name).step(lambda x, t: shifted, process, x, (), at)  # noqa: ARG005
+        expected = posterior_mean(process, x, x0, t, s) + VARIANCES[name](process, t, s, None) * shift
+        chex.assert_trees_all_close(mean, expected, rtol=1e-5)
 
 
 @pytest.mark.thorough

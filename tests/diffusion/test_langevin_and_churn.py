@@ -54,6 +54,30 @@ def noises(x64):  # noqa: ARG001
     return jnp.asarray(np.random.default_rng(0).normal(size=(12, 8, 5, 1)))
 
 
+@pytest.mark.parametrize("sigma, raised", [(10.0, True), (0.051, True), (29.9, True), (0.049, False), (30.1, False)])
+@pytest.mark.parametrize("published", [False, True])
+def test_what_churn_adds(published, sigma, raised, x64):  # noqa: ARG001
+    """On EDM the step begins at sigma (1 + gamma), with noise of s_noise times the root of the difference of the squares.
+
+    gamma is s_churn by the number of steps, which in the published code counts one more, within [s_min, s_max], and at most
+    sqrt(2) - 1.
+    """
+    seen, x, normal = [], jnp.array([[1.5]]), jnp.array([[0.7]])
+
+    def inner(denoise, process, x, memory, at):  # noqa: ARG001
+        seen.append((float(at.t), float(x[0, 0])))
+        return x, x, memory
+
+    for s_churn, most in ((4.0, np.inf), (40.0, np.sqrt(2) - 1)):
+        knobs = dict(s_min=0.05, s_max=30.0, s_noise=1.007, published=published)
+        sampler = churned(dataclasses.replace(ddim(), step=jax.tree_util.Partial(inner)), s_churn, **knobs)
+        at = At(jnp.asarray(sigma), jnp.asarray(0.9 * sigma), 3, 11, lambda _: normal, None)
+        sampler.step(None, PROCESSES["edm"](), x, (), at)
+        gamma = min(s_churn / (11 + published), most) * raised
+        hat = sigma * (1 + gamma)
+        np.testing.assert_allclose(seen[-1], (hat, 1.5 + 1.007 * np.sqrt(hat**2 - sigma**2) * 0.7), rtol=1e-9)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("second_order, published", [(False, False), (True, False), (True, True)])
 def test_churn_is_algorithm_2_of_karras(second_order, published, noises):
