@@ -156,7 +156,7 @@ MISTAKES = {
     GOOD + " --config.times.t_min=0.1": ["config.times.t_min does nothing on a table of steps", "leave it out."],
     GOOD + ":edm --config.sampler.s_min=0.1": ["sampler.s_min does nothing without churn, config.sampler.s_churn: leave it"],
     GOOD + ":ddim --config.sampler.eta=1.5": ["takes auto or a float from 0 to 1, found '1.5'."],
-    GOOD + ":ddim --config.sampler.variance=small": ["config.sampler.variance does not apply to sampler.name=ddim"],
+    GOOD + ":ddim --config.sampler.variance=fixed_small": ["config.sampler.variance does not apply to sampler.name=ddim"],
     GOOD + " --config.data.raw_dir=raw": ["config.data.raw_dir does not apply to data.name=digits"],
     GOOD + " --config.sampler.steps=1001": ["sampler.grid=uniform", "cannot place 1001 different steps on a table of 1000"],
     GOOD + " --config.process.steps=100": ["sampler.steps=1000", "process.steps=100", "cannot place 1000"],

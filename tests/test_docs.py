@@ -11,7 +11,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction
 from ddpm_jax.diffusion.processes import PROCESSES
-from ddpm_jax.diffusion.samplers import SAMPLERS, At, meter
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, count_evaluations
 from ddpm_jax.diffusion.samplers.names import GRIDS_ELSEWHERE, SAMPLERS_ELSEWHERE, here
 from ddpm_jax.errors import UserError
 
@@ -41,8 +41,8 @@ def test_every_sampler_costs_what_its_page_says():
         for i, name in enumerate(names):
             if stated[0].isdecimal():
                 sampler = SAMPLERS[name]()
-                denoise, apart, spent = meter(lambda x, t: Prediction(x, x))  # noqa: ARG005
-                at = At(jnp.asarray(0.6), jnp.asarray(0.5), jnp.asarray(4), 9, lambda j: x, apart)  # noqa: ARG005
+                denoise, in_loop, spent = count_evaluations(lambda x, t: Prediction(x, x))  # noqa: ARG005
+                at = At(jnp.asarray(0.6), jnp.asarray(0.5), jnp.asarray(4), 9, lambda j: x, in_loop)  # noqa: ARG005
                 jax.eval_shape(lambda x, of=sampler, on=denoise, at=at: of.step(on, process, x, of.init(x), at)[0], x)
                 assert spent() == int(stated[i % len(stated)]), name
                 counted.add(name)

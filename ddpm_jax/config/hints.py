@@ -14,7 +14,11 @@ OTHER_SECTIONS = {
     "scheduler": "process", "sde": "process", "cfg": "guidance", "evaluation": "eval", "conditioning": "cond",
 }  # fmt: skip
 
-ELSEWHERE = {"sampler.name": SAMPLERS_ELSEWHERE, "sampler.grid": GRIDS_ELSEWHERE}  # what choices are called by others
+VARIANCES_ELSEWHERE = {"small": "fixed_small", "large": "fixed_large", "fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}
+# What choices are called by others, and were called here.
+ELSEWHERE = {"sampler.name": SAMPLERS_ELSEWHERE, "sampler.grid": GRIDS_ELSEWHERE} | dict.fromkeys(
+    ("sampler.variance", "loss.variance", "eval.variance"), VARIANCES_ELSEWHERE
+)
 
 NAMES = {
     "optim.learning_rate": "lr lrate learningrate",

@@ -21,7 +21,7 @@ class Variant(NamedTuple):
 def ddpm(config: ConfigDict) -> None:
     """the ancestral sampler on all steps of the chain, fixed large variance (Ho et al. 2020)"""
     steps = configs.acting("process.steps", config)
-    config.sampler.update(name="ancestral", grid="uniform", variance="large", steps=1000 if steps == AUTO else steps)
+    config.sampler.update(name="ancestral", grid="uniform", variance="fixed_large", steps=1000 if steps == AUTO else steps)
 
 
 def ddim(config: ConfigDict) -> None:

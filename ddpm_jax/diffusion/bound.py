@@ -25,8 +25,8 @@ from ddpm_jax.diffusion.process import Process, check_times, expand, one_minus_s
 
 # Positive at every pair. At the first step of the chain both fixed ones are the clipped small one, as in Ho et al.'s code.
 BOUND_VARIANCES: dict[str, Callable] = {
-    "small": clipped_small_variance,
-    "large": clipped_large_variance,
+    "fixed_small": clipped_small_variance,
+    "fixed_large": clipped_large_variance,
     "learned": learned_variance,
     "learned_range": learned_range_variance,
 }
@@ -75,14 +75,14 @@ def bound_term(
 ) -> jax.Array:
     """KL(q(x_s | x_t, x_0) || N(E[x_s | x_t, x0_hat], v)); where sigma_s = 0, -log p(x_0 | x_t) of the decoder N(x0_hat, v).
 
-    x0 and the prediction at (x_t, t): [B, ...]; t, s: [] or [B], s < t, of either kind. variance(process, t, s, raw) -> v, one
-    of `BOUND_VARIANCES`. Returns [B]. With u the variance of q and r = 1 - SNR_t / SNR_s the KL is the sum over elements of
+    x0 and the prediction at (x_t, t): [B, ...]; t, s: [] or [B], s < t, of either kind. variance(process, t, s, output) -> v,
+    one of `BOUND_VARIANCES`. Returns [B]. With u the variance of q and r = 1 - SNR_t / SNR_s the KL is the sum over elements of
 
         1/2 [u / v - 1 - log(u / v) + (alpha_s r (x_0 - x0_hat))^2 / v]
     """
     check_times(process, t=t, s=s)
     at_end = expand(process.sigma(s) == 0, x0)
-    log_v = jnp.log(variance(process, t, s, prediction.raw))
+    log_v = jnp.log(variance(process, t, s, prediction.variance_output))
     log_v = log_v if log_v.ndim == x0.ndim else expand(log_v, x0)  # learned ones differ from element to element
     log_u = jnp.log(jnp.where(at_end, 1.0, expand(small_variance(process, t, s), x0)))
     error = expand(process.alpha(s) * one_minus_snr_ratio(process, t, s), x0) * (x0 - prediction.x0)

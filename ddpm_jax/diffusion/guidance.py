@@ -36,7 +36,8 @@ def batched_pair(bind: Callable[[Any], Denoiser], condition: Any, other: Any) ->
 
         def half(part):
             of = lambda value: None if value is None else jnp.split(value, 2)[part]  # noqa: E731
-            return prediction._replace(x0=of(prediction.x0), eps=of(prediction.eps), raw=of(prediction.raw))
+            fields = ("x0", "eps", "variance_output")
+            return prediction._replace(**{name: of(getattr(prediction, name)) for name in fields})
 
         return half(0), half(1)
 
@@ -63,7 +64,7 @@ def classifier_free(
 
     pair(x, t) -> (conditional, unconditional); see `batched_pair`. w = 1 is exactly the conditional prediction, w = 0 the
     unconditional one. With lambda x, t: (strong(x, t), weak(x, t)), two models of one condition, it is autoguidance (Karras et
-    al. 2024). `raw` is the conditional's.
+    al. 2024). `variance_output` is the conditional's.
 
     low, high: where sigma / alpha is not in [low, high], the conditional prediction (Kynkaanniemi et al. 2024). Both are
     evaluated there too, and counted.

@@ -119,9 +119,9 @@ def _repaint_step(step, resamplings, denoise, process, x, memory, at):
     def numbered(j):  # the k-th normal of resampling j, k * count + j of the step
         return lambda k: at.noise(k * count + j)
 
-    def resample(denoise, apart, x, j):
+    def resample(denoise, in_loop, x, j):
         normal = numbered(j)
-        reached, _, _ = step(denoise, process, x, memory, at._replace(noise=lambda k: normal(k + 1), apart=apart))
+        reached, _, _ = step(denoise, process, x, memory, at._replace(noise=lambda k: normal(k + 1), in_loop=in_loop))
         return a * reached + jnp.sqrt(variance) * normal(0)
 
     x = repeat(at, count - 1, resample, x)
@@ -204,7 +204,7 @@ def _dps_step(inner, operator, measurement, zeta, denoise, process, x, memory, a
     residual, transpose = _observe(operator, measurement, x0)
     norm2 = _dot(residual, residual)
     norm = jnp.sqrt(jnp.where(norm2 == 0, 1.0, norm2))
-    shift = at.apart(lambda _: (zeta * back(transpose(residual / norm)), prediction.evaluations))
+    shift = at.in_loop(lambda _: (zeta * back(transpose(residual / norm)), prediction.evaluations))
     return x + shift, mean + shift, memory
 
 

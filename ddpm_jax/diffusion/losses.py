@@ -168,10 +168,10 @@ def _error(output, process, prediction, weighting, x0, eps, t):
     return weighting(process, t) / prediction.scale(process, t) * error.mean(range(1, error.ndim))
 
 
-def _bound(x, output, raw, variance, process, prediction, x0, t, decoder):
+def _bound(x, output, variance_output, variance, process, prediction, x0, t, decoder):
     """The bound's term of the pair (t, t - 1/T), in bits per dimension; x0_hat is not clipped. [B]."""
     s = (jnp.rint(t * process.num_steps) - 1) / process.num_steps
-    guess = Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)
+    guess = Prediction(*prediction.to_x0_eps(process, x, t, output), variance_output=variance_output)
     return bits(bound_term(process, x0, guess, t, s, BOUND_VARIANCES[variance], decoder), x0.shape[1:])
 
 
@@ -197,8 +197,8 @@ def hybrid(*, weighting: Weighting, variance: str) -> Loss:
         )
 
     def of(apply, process, prediction, x0, eps, t, decoder=bins):
-        x, output, raw = _predict(apply, process, prediction, x0, eps, t, learned_variance=True)
-        bound = _bound(x, jax.lax.stop_gradient(output), raw, variance, process, prediction, x0, t, decoder)
+        x, output, variance_output = _predict(apply, process, prediction, x0, eps, t, learned_variance=True)
+        bound = _bound(x, jax.lax.stop_gradient(output), variance_output, variance, process, prediction, x0, t, decoder)
         return _error(output, process, prediction, weighting, x0, eps, t) + process.num_steps / 1000 * bound
 
     return Loss(of, variance, _CHAIN)
@@ -212,8 +212,8 @@ def vlb(*, variance: str) -> Loss:
     learns = "" if variance in FIXED_VARIANCES else variance
 
     def of(apply, process, prediction, x0, eps, t, decoder=bins):
-        x, output, raw = _predict(apply, process, prediction, x0, eps, t, learned_variance=bool(learns))
-        return process.num_steps * _bound(x, output, raw, variance, process, prediction, x0, t, decoder)
+        x, output, variance_output = _predict(apply, process, prediction, x0, eps, t, learned_variance=bool(learns))
+        return process.num_steps * _bound(x, output, variance_output, variance, process, prediction, x0, t, decoder)
 
     return Loss(of, learns, _CHAIN)
 

@@ -192,8 +192,8 @@ def propagate(
             def affine(state, noises):
                 x, memory = unravel(state)
                 noise = partial(jnp.take, noises, axis=0, mode="fill")  # nan where a loop draws too many
-                apart = lambda f: f(denoise)[0]  # noqa: E731
-                x, _, memory = step(denoise, process, x, memory, At(t, s, i, len(times) - 1, checked(noise), apart))
+                in_loop = lambda f: f(denoise)[0]  # noqa: E731
+                x, _, memory = step(denoise, process, x, memory, At(t, s, i, len(times) - 1, checked(noise), in_loop))
                 return ravel_pytree((x, memory))[0]
 
             m, c = moments

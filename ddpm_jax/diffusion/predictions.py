@@ -19,16 +19,17 @@ from ddpm_jax.diffusion.process import Process, check_times, concrete, derivativ
 
 
 class Prediction(NamedTuple):
-    """Estimates of x0 and eps at one (x, t), the network evaluations that they cost, and its raw second output or None.
+    """Estimates of x0 and eps at one (x, t), the network evaluations that they cost, and its second output or None.
 
-    `raw`, shaped like x, is what a network with learned variance says of the variance; see `posterior`. `shift`, shaped like x,
-    is the part of the score in x0 and eps that the ancestral step adds to its mean instead; see `guidance.mean_shift`.
+    `variance_output`, shaped like x, is what a network with learned variance says of the variance; see `posterior`. `shift`,
+    shaped like x, is the part of the score in x0 and eps that the ancestral step adds to its mean instead; see
+    `guidance.mean_shift`.
     """
 
     x0: jax.Array
     eps: jax.Array
     evaluations: int | jax.Array = 1
-    raw: jax.Array | None = None
+    variance_output: jax.Array | None = None
     shift: jax.Array | None = None
 
 
@@ -222,7 +223,7 @@ def _last_alpha(process):
 
 
 def split_output(output: jax.Array, x: jax.Array, learned_variance: bool) -> tuple[jax.Array, jax.Array | None]:
-    """The prediction and `raw` in a network's output for x: its two halves where it has twice the channels, else it and None.
+    """The prediction and `variance_output` in a network's output for x: its halves where it has twice the channels.
 
     Raises ValueError for an output of another shape.
     """
@@ -241,15 +242,15 @@ def network_denoiser(
 ) -> Denoiser:
     """The denoiser of a network apply(x [B, ...], time [B]) -> output, with parameters and conditioning already bound.
 
-    learned_variance: the output has twice the channels of x; its first half is the prediction, its second is `raw`. The
-    denoiser raises ValueError for a concrete t outside [0, t_max].
+    learned_variance: the output has twice the channels of x; its first half is the prediction, the second
+    `variance_output`. The denoiser raises ValueError for a concrete t outside [0, t_max].
     """
     check_alpha(process, prediction)
 
     def denoise(x, t):
         check_times(process, t=t)
         time = jnp.broadcast_to(process.time_input(t), x.shape[:1])
-        output, raw = split_output(apply(prediction.input(process, x, t), time), x, learned_variance)
-        return Prediction(*prediction.to_x0_eps(process, x, t, output), raw=raw)
+        output, variance_output = split_output(apply(prediction.input(process, x, t), time), x, learned_variance)
+        return Prediction(*prediction.to_x0_eps(process, x, t, output), variance_output=variance_output)
 
     return denoise

@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_jax.diffusion.keys import BY_PURPOSE, Purpose, keys_of
 from ddpm_jax.diffusion.predictions import Denoiser
 from ddpm_jax.diffusion.process import Process, check_times, concrete
-from ddpm_jax.diffusion.samplers import At, Sampler, meter
+from ddpm_jax.diffusion.samplers import At, Sampler, count_evaluations
 
 LASTS = ("denoise", "mean", "stop")
 
@@ -165,8 +165,8 @@ def _course(sampler, denoise, process, times, start, normal, frames, result):
             x, _, memory, evaluations, film = carry
             i, t, s = transition
             film = _record(film, stops, x, i)
-            counted, apart, spent = meter(denoise)
-            x, mean, memory = step(counted, process, x, memory, At(t, s, i, n, lambda j: normal(i + 1, j), apart))
+            counted, in_loop, spent = count_evaluations(denoise)
+            x, mean, memory = step(counted, process, x, memory, At(t, s, i, n, lambda j: normal(i + 1, j), in_loop))
             return (x, mean, memory, evaluations + spent(), film), None
 
         return body

@@ -1,7 +1,7 @@
 """Distributions of the training time t.
 
-Each is a `Times`: examples of the global batch draw one t each, with the weight that makes a mean over them that over uniform t
-where that is the point of the distribution, and 1 elsewhere. One that learns has a history, part of the training state.
+Each is a `TimestepSampler`: examples of the global batch draw one t each, with the weight that makes a mean over them that over
+uniform t where that is the point of the distribution, and 1 elsewhere. One that learns has a history, part of the state.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Examples(NamedTuple):
         return jax.vmap(jax.random.fold_in, (0, None))(self.keys, purpose)
 
 
-class Times(NamedTuple):
+class TimestepSampler(NamedTuple):
     """draw(process, examples, history) -> (t [B], weights [B]): what is drawn depends on an example's key and place alone.
 
     init(process) -> history, a pytree of arrays. update(history, t [N], losses [N]) -> history, with the times and the losses,
@@ -45,13 +45,13 @@ class History(NamedTuple):
 
 
 def _unweighted(times):
-    """A `Times` of a function times(process, examples) -> t."""
+    """A `TimestepSampler` of a function times(process, examples) -> t."""
 
     def draw(process, examples, history):  # noqa: ARG001 - the signature of every draw
         t = times(process, examples)
         return t, jnp.ones_like(t)
 
-    return Times(draw)
+    return TimestepSampler(draw)
 
 
 def _at(process, u, t_min):
@@ -63,7 +63,7 @@ def _at(process, u, t_min):
     return low + (process.t_max - low) * u
 
 
-def uniform(*, t_min: jax.Array | None = None) -> Times:
+def uniform(*, t_min: jax.Array | None = None) -> TimestepSampler:
     """t uniform: on n/T, n = 1..T, for a table; on [t_min, t_max] where time is continuous.
 
     t_min: by default the process's for training; tables do not look at it.
@@ -77,7 +77,7 @@ def uniform(*, t_min: jax.Array | None = None) -> Times:
     return _unweighted(times)
 
 
-def stratified(*, t_min: jax.Array | None = None) -> Times:
+def stratified(*, t_min: jax.Array | None = None) -> TimestepSampler:
     """t as in `uniform`, but example j of B in the j-th of B equal parts of the span: at its share (j + u) / B, u uniform.
 
     The mean of the loss over a batch varies less. (Kingma et al. 2021, appendix I.1, with one u for all.)
@@ -90,7 +90,7 @@ def stratified(*, t_min: jax.Array | None = None) -> Times:
     return _unweighted(times)
 
 
-def logit_normal(*, location: float = 0.0, scale: float = 1.0, t_min: jax.Array | None = None) -> Times:
+def logit_normal(*, location: float = 0.0, scale: float = 1.0, t_min: jax.Array | None = None) -> TimestepSampler:
     """logit(u) ~ N(location, scale^2) for the share u of the span at which t stands (Esser et al. 2024, SD3, section 3.1).
 
     The span is that of `uniform`; on a table u falls into one of T equal parts.
@@ -103,7 +103,7 @@ def logit_normal(*, location: float = 0.0, scale: float = 1.0, t_min: jax.Array 
     return _unweighted(times)
 
 
-def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Times:
+def log_normal(*, mean: float = -1.2, std: float = 1.2) -> TimestepSampler:
     """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1). Continuous time only, else ValueError.
 
     Draws outside [t_min, t_max] of the process are put at its ends (for `edm`, draws beyond 4 standard deviations).
@@ -118,7 +118,7 @@ def log_normal(*, mean: float = -1.2, std: float = 1.2) -> Times:
     return _unweighted(times)
 
 
-def importance(*, kept: int = 10, uniform_share: float = 0.001) -> Times:
+def importance(*, kept: int = 10, uniform_share: float = 0.001) -> TimestepSampler:
     """t = n/T with p_n proportional to sqrt(E[L_n^2]), weight 1 / (T p_n) (Nichol & Dhariwal 2021, section 3.3 and code).
 
     E[L_n^2] is over the last `kept` losses at n. p is uniform until every n has had as many, some 780 steps of batch 128 for
@@ -149,10 +149,10 @@ def importance(*, kept: int = 10, uniform_share: float = 0.001) -> Times:
         slot = jnp.where(same.sum(1) - earlier > kept, kept, (history.counts[index] + earlier) % kept)  # kept: out of the ring
         return History(history.losses.at[index, slot].set(losses, mode="drop"), history.counts.at[index].add(1))
 
-    return Times(draw, init, update)
+    return TimestepSampler(draw, init, update)
 
 
-TIMES: dict[str, Callable[..., Times]] = {
+TIMES: dict[str, Callable[..., TimestepSampler]] = {
     "uniform": uniform,
     "stratified": stratified,
     "logit_normal": logit_normal,

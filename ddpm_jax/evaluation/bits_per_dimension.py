@@ -103,7 +103,7 @@ def conditions_of(run: Run, identity: Identity) -> dict[str, Any]:
         "bound": {
             "transitions": len(likelihood.chain_times(process, steps=c.bound_steps)) - (not reaches_data(process)),
             "evaluated": c.bound_terms or "all",
-            "variance": variance_of(run.config),
+            "variance": variance_of(run.config).removeprefix("fixed_"),  # as in files that are there
             **({} if run.task.space.is_data else {"dequantised": True}),
         },
     }
@@ -130,9 +130,9 @@ def conditions_of_the_ode(run: Run) -> dict[str, Any]:
 def variance_of(config: ConfigDict) -> str:
     """The name of the bound's variance: config.eval.variance, or what it stands for. UserError for one that was not learned."""
     learned, name = choose(config).loss.learns, config.eval.variance
-    name = (learned or "large") if name == "auto" else name
+    name = (learned or "fixed_large") if name == "auto" else name
     if name not in (*FIXED_VARIANCES, learned):
-        raise UserError(f"config.eval.variance={name} was not learned by this run: take auto, small or large.")
+        raise UserError(f"config.eval.variance={name} was not learned by this run: take auto, fixed_small or fixed_large.")
     return name
 
 

@@ -36,7 +36,7 @@ from ddpm_jax.runs import checkpoints
 from ddpm_jax.runs import history as histories
 from ddpm_jax.terminal import say
 
-FORMAT = 5
+FORMAT = 6
 
 
 def _several_averages(content):
@@ -62,8 +62,18 @@ def _shared_addresses(content):
     return content | {"config": {**content["config"], "addresses": SHARED}}
 
 
+def fixed_variances(settings):
+    """Formats up to 5 called the fixed variances small and large."""
+    of_variance = lambda key, value: key.rpartition(".")[2] == "variance" and value in ("small", "large")  # noqa: E731
+    return {key: f"fixed_{value}" if of_variance(key, value) else value for key, value in settings.items()}
+
+
+def _fixed_variances(content):
+    return content | {"config": fixed_variances(content["config"])}
+
+
 # By format: what config.json holds -> the same in the next format.
-MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data_and_own_defaults, 4: _shared_addresses}
+MIGRATIONS = {1: _several_averages, 2: _number_of_classes, 3: _data_and_own_defaults, 4: _shared_addresses, 5: _fixed_variances}
 
 
 class Saved(NamedTuple):

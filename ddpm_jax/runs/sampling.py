@@ -19,6 +19,7 @@ from ddpm_jax.config import GUIDES, acting, applies, is_default
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.progress import Report, silent
+from ddpm_jax.runs import run_directory
 from ddpm_jax.runs.parts import Parts
 from ddpm_jax.tasks.conditions import UNCONDITIONAL, Conditioning
 from ddpm_jax.tasks.task import NO_SAMPLES, Task
@@ -180,6 +181,8 @@ def read_facts(folder: Path, name: str) -> dict[str, Any]:
     """The facts that `write_samples` wrote of these samples; {} where there are none, or one of their files is gone."""
     try:
         facts = {**files.read_json(folder / f"{name}.json")}
+        if isinstance(facts.get("sampler"), dict):
+            facts["sampler"] = run_directory.fixed_variances(facts["sampler"])
         needed = facts.pop("files", [f"{name}.png", f"{name}.npz"])  # of before it is not told
         return facts if all(_is_there(folder / file, facts) for file in needed) else {}
     except (files.Unreadable, TypeError, AttributeError):

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import check
 from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
-from ddpm_jax.diffusion.times import TIMES, Examples, Times
+from ddpm_jax.diffusion.times import TIMES, Examples, TimestepSampler
 
 
 class Choices(NamedTuple):
@@ -25,7 +25,7 @@ class Choices(NamedTuple):
     process: Process
     prediction: PredictionType
     loss: Loss
-    times: Times
+    times: TimestepSampler
     sampler: Sampler
     grid: jax.Array
 

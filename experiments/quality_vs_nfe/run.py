@@ -23,7 +23,7 @@ from ddpm_jax.diffusion import oracle
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.predictions import Prediction
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import SAMPLERS, At, adaptive_ode, meter
+from ddpm_jax.diffusion.samplers import SAMPLERS, At, adaptive_ode, count_evaluations
 from ddpm_jax.images import to_uint8
 
 EVALUATIONS = (5, 10, 20, 50, 100)
@@ -33,7 +33,7 @@ ROWS = {
     for name in SAMPLERS
     if name != "adaptive_ode"  # which takes as many as its tolerance asks for
 } | {
-    "ancestral": {"name": "ancestral", "variance": "small"},
+    "ancestral": {"name": "ancestral", "variance": "fixed_small"},
     "ddim, eta 1": {"name": "ddim", "eta": 1.0},
     "heun, s_churn 8": {"name": "heun", "s_churn": 8.0},
     "predictor_corrector": {"name": "predictor_corrector", "norms": "batch"},
@@ -53,10 +53,11 @@ def transitions(sampler, process, evaluations) -> int:
     """The most of them that cost, with the denoising at the end, no more than these evaluations; 0 where one costs more."""
 
     def cost(step):
-        counted, apart, spent = meter(lambda x, t: Prediction(x, x))  # noqa: ARG005
+        counted, in_loop, spent = count_evaluations(lambda x, t: Prediction(x, x))  # noqa: ARG005
         x = jnp.ones((1, 2))
         step(
-            counted, process, x, sampler.init(x), At(jnp.asarray(0.5), jnp.asarray(0.4), jnp.asarray(0), 1, lambda _: x, apart)
+            counted, process, x, sampler.init(x),
+            At(jnp.asarray(0.5), jnp.asarray(0.4), jnp.asarray(0), 1, lambda _: x, in_loop),
         )
         return int(spent())
 

@@ -103,9 +103,9 @@ TASK_KEYS = {
     "process.ratio_max": (80.0, "loss sample", {"process.name": "trig_flow"}),
     "prediction.name": ("x0", "loss sample", {}),
     "prediction.sigma_data": (0.7, "loss sample", {"prediction.name": "edm"}),
-    "loss.name": ("vlb", "loss", {"loss.variance": "small"}),
+    "loss.name": ("vlb", "loss", {"loss.variance": "fixed_small"}),
     "loss.weighting": ("v", "loss", {}),
-    "loss.variance": ("learned", "init loss sample", {"loss.name": "vlb", "loss.variance": "large"}),
+    "loss.variance": ("learned", "init loss sample", {"loss.name": "vlb", "loss.variance": "fixed_large"}),
     "loss.sigma_data": (0.7, "loss", {"loss.weighting": "edm"}),
     "loss.gamma": (1.0, "loss", {"loss.weighting": "min_snr"}),
     "loss.k": (2.0, "loss", {"loss.weighting": "p2"}),
@@ -126,7 +126,7 @@ TASK_KEYS = {
     "sampler.sections": ("2,2,1", "sample", {"sampler.grid": "sections", "sampler.sections": "ddim5"}),
     "sampler.rho": (5.0, "sample", {"sampler.grid": "karras", "process.name": "edm"}),
     "sampler.times": ((0.5,), "sample", {"sampler.grid": "explicit", "sampler.steps": 1}),
-    "sampler.variance": ("small", "sample", {}),
+    "sampler.variance": ("fixed_small", "sample", {}),
     "sampler.eta": (0.5, "sample", {"sampler.name": "ddim"}),
     "sampler.s_churn": (2.0, "sample", {"sampler.name": "heun"}),
     "sampler.s_min": (0.1, "sample", {"sampler.name": "heun", "sampler.s_churn": 1.0}),
@@ -275,7 +275,7 @@ def test_a_key_applies_exactly_where_it_does_something(section):
         except ValueError:
             continue
         for key in {*keys} - {*choices}:
-            value = {"process.steps": 90, "loss.variance": "small"}.get(key, (TASK_KEYS | EVAL_KEYS)[key][0])
+            value = {"process.steps": 90, "loss.variance": "fixed_small"}.get(key, (TASK_KEYS | EVAL_KEYS)[key][0])
             value = configs.acting(key, base) is not True if isinstance(value, bool) else value
             config = configs.unflatten(configs.flatten(base) | {key: value})
             try:
@@ -638,7 +638,7 @@ EVAL_KEYS = {
     "eval.probes": (2, {}),
     "eval.bound_steps": (900, {"process.name": "vp"}),
     "eval.bound_terms": (5, {}),
-    "eval.variance": ("small", {}),
+    "eval.variance": ("fixed_small", {}),
 }
 # What of the data is evaluated, and how much at once: see tests/evaluation.
 EVAL_DATA_KEYS = {"eval.bpd": True, "eval.split": "train", "eval.num_examples": 3, "eval.batch_size": 3}
@@ -798,10 +798,10 @@ LEARNS = {"loss.name": "hybrid", "loss.variance": "learned"}
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"sampler.variance": "learned_range"}, "loss.name=hybrid or vlb.*take one of small, large$"),
-        (LEARNS | {"sampler.variance": "learned_range"}, "loss.variance=learned_range, .*take one of small, large, learned$"),
+        ({"sampler.variance": "learned_range"}, "loss.name=hybrid or vlb.*take one of fixed_small, fixed_large$"),
+        (LEARNS | {"sampler.variance": "learned_range"}, "=learned_range, .*take one of fixed_small, fixed_large, learned$"),
         (LEARNS | {"sampler.variance": "learned"}, "of single steps of the chain: take all of them, sampler.steps=1000"),
-        ({"loss.name": "hybrid", "loss.variance": "small"}, "and small is fixed: take loss.variance=learned_range"),
+        ({"loss.name": "hybrid", "loss.variance": "fixed_small"}, "and fixed_small is fixed: take loss.variance=learned_range"),
         ({"loss.name": "vlb", "process.name": "vp"}, "a chain of steps that ends in the data"),
         ({"loss.name": "vlb", "process.steps": 1, "sampler.steps": 1}, "take a beta table of two steps or more"),
         ({"times.name": "importance", "process.name": "vp"}, "at each step of a table"),
@@ -823,7 +823,7 @@ def test_a_learned_variance_is_sampled_with_where_it_was_learned():
     full = {"process.steps": 5}
     for learned in ({"loss.name": "vlb"}, full | LEARNS):
         variance = learned.get("loss.variance", "learned_range")
-        for changes in ({"sampler.variance": variance}, {"sampler.variance": "small"}, {"sampler.name": "ddim"}):
+        for changes in ({"sampler.variance": variance}, {"sampler.variance": "fixed_small"}, {"sampler.name": "ddim"}):
             configs.validate(smoke(learned | changes))
     configs.validate(smoke({"sampler.name": "ddim", "sampler.variance": "learned"}))
 

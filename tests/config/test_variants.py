@@ -54,8 +54,9 @@ def test_what_they_edit():
     assert flat("") == configs.flatten(configs.base())
     ddim = flat("ddim", **{"sampler.eta": 0.5})
     assert (ddim["sampler.name"], ddim["sampler.steps"], ddim["sampler.eta"]) == ("ddim", 50, 0.0)
-    ddpm = flat("ddpm", **{"process.steps": 200, "sampler.steps": 20, "sampler.name": "ddim", "sampler.variance": "small"})
-    assert (ddpm["sampler.name"], ddpm["sampler.steps"], ddpm["sampler.variance"]) == ("ancestral", 200, "large")
+    other = {"process.steps": 200, "sampler.steps": 20, "sampler.name": "ddim", "sampler.variance": "fixed_small"}
+    ddpm = flat("ddpm", **other)
+    assert (ddpm["sampler.name"], ddpm["sampler.steps"], ddpm["sampler.variance"]) == ("ancestral", 200, "fixed_large")
     smoke = flat("smoke")
     assert smoke["train.checkpoint_every"] < smoke["train.steps"] <= 10 and smoke["network.channels"] <= 8
 

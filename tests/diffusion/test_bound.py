@@ -88,12 +88,12 @@ def test_the_kl_against_quadrature(name, x64):  # noqa: ARG001
     large, small = np.log(step)[:, None], -np.log(precision)[:, None]
     share = (np.asarray(raw) + 1) / 2
     expected = {
-        "small": np.exp(small) + 0 * share,
-        "large": np.exp(large) + 0 * share,
+        "fixed_small": np.exp(small) + 0 * share,
+        "fixed_large": np.exp(large) + 0 * share,
         "learned": np.exp(raw),
         "learned_range": np.exp(share * large + (1 - share) * small),
     }
-    prediction = Prediction(guess, guess, raw=raw)
+    prediction = Prediction(guess, guess, variance_output=raw)
     for kind, variance in BOUND_VARIANCES.items():
         found = compiled(process, x0, prediction, t, s, variance)
         each = [[kl(means[0][i, j], 1 / precision[i], means[1][i, j], expected[kind][i, j]) for j in (0, 1)] for i in (0, 1)]
@@ -106,8 +106,8 @@ def test_the_term_of_the_true_point_is_0(name):
     process = PROCESSES[name]()
     x0 = jnp.array([[0.3, -0.8], [0.1, 1.0]])
     t, s = process.t_max * jnp.array([0.05, 1.0]), process.t_max * jnp.array([0.04, 0.999])
-    assert (compiled(process, x0, Prediction(x0, x0), t, s, BOUND_VARIANCES["small"]) == 0).all()
-    assert (compiled(process, x0, Prediction(x0 + 0.1, x0), t, s, BOUND_VARIANCES["small"]) > 0).all()
+    assert (compiled(process, x0, Prediction(x0, x0), t, s, BOUND_VARIANCES["fixed_small"]) == 0).all()
+    assert (compiled(process, x0, Prediction(x0 + 0.1, x0), t, s, BOUND_VARIANCES["fixed_small"]) > 0).all()
 
 
 @pytest.mark.thorough
@@ -122,19 +122,19 @@ def test_the_first_step_of_a_table_is_the_decoder():
     @partial(jax.jit, static_argnums=0)
     def of(variance, guess, raw):
         def terms(guess, raw):
-            return bound_term(process, x0, Prediction(guess, guess, raw=raw), t, s, variance)
+            return bound_term(process, x0, Prediction(guess, guess, variance_output=raw), t, s, variance)
 
         return terms(guess, raw), jax.grad(lambda *both: terms(*both).sum(), (0, 1))(guess, raw)
 
     clipped = clipped_small_variance(process, t[0], s[0])
     learned = large_variance(process, t[0], s[0]) ** 0.7 * clipped**0.3
-    for kind in ("large", "learned_range"):
+    for kind in ("fixed_large", "learned_range"):
         variance = BOUND_VARIANCES[kind]
         terms, slopes = of(variance, guess, raw)
         v = learned if kind == "learned_range" else clipped
         chex.assert_trees_all_close(terms[0], -bins(x0[0], guess[0], jnp.log(v)).sum(), rtol=1e-4)
         for i in (1, 2):
-            alone = compiled(process, x0, Prediction(guess, guess, raw=raw), t[i], s[i], variance)
+            alone = compiled(process, x0, Prediction(guess, guess, variance_output=raw), t[i], s[i], variance)
             chex.assert_trees_all_close(terms[i], alone[i], rtol=1e-5)
         assert all(jnp.isfinite(slope).all() for slope in slopes)
         assert (slopes[1] != 0).all() == (kind == "learned_range")
@@ -163,7 +163,7 @@ def test_the_bound_reaches_the_density_at_the_rate_1_over_t(x64):  # noqa: ARG00
 
     def terms(t, s):
         x = add_noise(process, x0, eps, t)
-        return bound_term(process, x0, denoise(x, t), t, s, BOUND_VARIANCES["small"], density).mean()
+        return bound_term(process, x0, denoise(x, t), t, s, BOUND_VARIANCES["fixed_small"], density).mean()
 
     @partial(jax.jit, static_argnums=0)
     def bound(steps):

@@ -34,7 +34,7 @@ def times_of(process):
 
 def spoken(process, label=None):
     """The exact denoiser with all that a wrapper is to keep."""
-    return lambda x, t: oracle.denoiser(data(), process, label)(x, t)._replace(raw=0.3 * x, evaluations=7)
+    return lambda x, t: oracle.denoiser(data(), process, label)(x, t)._replace(variance_output=0.3 * x, evaluations=7)
 
 
 def log_prob_of(data, process, label):
@@ -152,7 +152,7 @@ def test_what_sets_x0_anew_refuses_a_mean_shift():
 
 def exact_pair(process, label=LABELS):
     """The exact predictions; each with a second output and a cost of its own."""
-    return lambda x, t: (spoken(process, label)(x, t), spoken(process)(x, t)._replace(raw=9.0 * x, evaluations=2))
+    return lambda x, t: (spoken(process, label)(x, t), spoken(process)(x, t)._replace(variance_output=9.0 * x, evaluations=2))
 
 
 @pytest.mark.thorough
@@ -202,7 +202,7 @@ def test_ends_limits_and_the_other_fields(x64):  # noqa: ARG001
     chex.assert_trees_all_equal(guided(scale=0.0)[:2], unconditional[:2])
     full = guided(scale=3.0)
     chex.assert_trees_all_close(full.x0, 3 * conditional.x0 - 2 * unconditional.x0, rtol=1e-12)
-    chex.assert_trees_all_equal((full.raw, full.evaluations), (conditional.raw, 9))
+    chex.assert_trees_all_equal((full.variance_output, full.evaluations), (conditional.variance_output, 9))
     level = np.asarray(process.sigma(t) / process.alpha(t))
     for low, high in ((0.3, 2.0), (0.0, 2.0), (0.3, np.inf), (float(level[1]) * 0.999, float(level[1]) * 1.001)):
         inside = ((level >= low) & (level <= high))[:, None]
@@ -263,7 +263,7 @@ def test_one_call_for_both_conditions(learned, x64):  # noqa: ARG001
         def denoise(x, t):
             calls.append(x.shape)
             prediction = oracle.denoiser(data(), process, condition)(x, t)
-            return prediction._replace(raw=condition[:, None] * x) if learned else prediction
+            return prediction._replace(variance_output=condition[:, None] * x) if learned else prediction
 
         return denoise
 
@@ -284,7 +284,7 @@ def test_dynamic_thresholding(x64):  # noqa: ARG001
     far = np.random.default_rng(2).normal(size=(3, 4, 5)) * np.array([0.2, 2.0, 9.0])[:, None, None]
 
     def denoise(x, t):  # noqa: ARG001
-        return Prediction(far, x, evaluations=7, raw=0.3 * x)
+        return Prediction(far, x, evaluations=7, variance_output=0.3 * x)
 
     x = np.ones((3, 4, 5))
     found = jax.jit(lambda percentile: dynamic_thresholding(denoise, process, percentile=percentile)(x, t))(80.0)
@@ -293,7 +293,7 @@ def test_dynamic_thresholding(x64):  # noqa: ARG001
     assert jnp.abs(found.x0).max() == 1 and s[0] == 1 < s[1] < s[2]
     chex.assert_trees_all_equal(found.x0[0], far[0])
     chex.assert_trees_all_close(found.eps, (x - expanded(process.alpha(t)) * found.x0) / expanded(process.sigma(t)), rtol=1e-12)
-    chex.assert_trees_all_equal((found.evaluations, found.raw), (7, 0.3 * x))
+    chex.assert_trees_all_equal((found.evaluations, found.variance_output), (7, 0.3 * x))
     with pytest.raises(ValueError, match="percentile must be from 0 to 100, found 995"):
         dynamic_thresholding(denoise, process, percentile=995)
 
@@ -350,8 +350,8 @@ def test_the_mean_shift_approaches_the_conditional_as_steps_grow(x64):  # noqa: 
 
         shifted = mean_shift(denoise, process, log_prob, scale=1.0)
         score = classifier_guidance(denoise, process, log_prob, scale=1.0)
-        errors = [error(shifted, variance) for variance in ("small", "large")]
-        return jnp.stack(errors), error(score, "small") - error(oracle.denoiser(line(), process, 1), "small")
+        errors = [error(shifted, variance) for variance in ("fixed_small", "fixed_large")]
+        return jnp.stack(errors), error(score, "fixed_small") - error(oracle.denoiser(line(), process, 1), "fixed_small")
 
     for steps in (48, 96):
         shifted, score = found(process.inverse_log_snr(jnp.linspace(-6.0, 3.0, steps + 1)))

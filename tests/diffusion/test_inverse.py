@@ -13,7 +13,7 @@ from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import sample, sample_keys
-from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, annealed_langevin, ddim, heun, meter, plms
+from ddpm_jax.diffusion.samplers import At, adaptive_ode, ancestral, annealed_langevin, count_evaluations, ddim, heun, plms
 
 SHAPE = (4, 4, 3)
 KNOWN = np.random.default_rng(3).random((4, 4, 1)) < 0.6
@@ -319,10 +319,10 @@ def test_every_method_is_the_transform_of_its_name():
     assert inverse.INPAINTING.keys() == of_a_call.keys() | of_a_step.keys()
     for name, method in inverse.INPAINTING.items():
         sampler, denoise = method(ddim(), pair(process), process, image, FIRST, **SETTINGS[name])
-        counted, apart, spent = meter(denoise)
+        counted, in_loop, spent = count_evaluations(denoise)
 
-        def step(x, sampler=sampler, counted=counted, apart=apart, spent=spent):
-            sampler.step(counted, process, x, (), At(t, s, 0, 1, lambda j: x, apart))  # noqa: ARG005
+        def step(x, sampler=sampler, counted=counted, in_loop=in_loop, spent=spent):
+            sampler.step(counted, process, x, (), At(t, s, 0, 1, lambda j: x, in_loop))  # noqa: ARG005
             return spent()
 
         assert jax.jit(step)(x) == (of_a_call | of_a_step)[name], name

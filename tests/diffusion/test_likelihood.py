@@ -208,7 +208,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="at least 2, the two ends, found 1"):
         rk4(steps=1)
     times = chain_times(process, steps=0)
-    bound = partial(variational_bound, denoise, process, x, keys, variance=BOUND_VARIANCES["small"])
+    bound = partial(variational_bound, denoise, process, x, keys, variance=BOUND_VARIANCES["fixed_small"])
     with pytest.raises(ValueError, match="times must decrease from t_max = 1"):
         bound(times[::-1])
     with pytest.raises(ValueError, match="times must end where sigma > 0, found 0"):
@@ -248,7 +248,7 @@ def test_the_bound_of_the_optimal_denoiser_reaches_the_density(x64):  # noqa: AR
 
     @jax.jit
     def gap(times):
-        found = variational_bound(denoise, process, x, keys, times, variance=BOUND_VARIANCES["small"], decoder=density)
+        found = variational_bound(denoise, process, x, keys, times, variance=BOUND_VARIANCES["fixed_small"], decoder=density)
         gaps = found.prior + found.terms.sum(0) + found.decoder + exact
         return gaps.mean(), gaps.std() / len(x) ** 0.5
 
@@ -281,7 +281,7 @@ def chain():
 
     @partial(jax.jit, static_argnames="terms")
     def bound(x, keys, terms=0):
-        given = {"variance": BOUND_VARIANCES["large"], "terms": terms, "to_data": True, "decoder": density}
+        given = {"variance": BOUND_VARIANCES["fixed_large"], "terms": terms, "to_data": True, "decoder": density}
         return variational_bound(clipped(denoise, process), process, x, keys, times, **given)
 
     return process, denoise, x, keys, times, bound
@@ -301,7 +301,7 @@ def test_the_parts_of_the_bound(chain):
     def to_data():
         eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 39), (2,)))(keys)
         guess = clipped(denoise, process)(add_noise(process, x, eps, times[-1]), times[-1])
-        return bound_term(process, x, guess, times[-1], 0.0, BOUND_VARIANCES["large"], density)
+        return bound_term(process, x, guess, times[-1], 0.0, BOUND_VARIANCES["fixed_large"], density)
 
     chex.assert_trees_all_close(found.decoder, to_data(), rtol=1e-5)
     for name in ("prior", "terms", "decoder"):
@@ -332,7 +332,7 @@ def test_each_transition_of_the_bound_has_a_noise_of_its_own():
         jax.debug.callback(lambda eps: seen.append(np.asarray(eps)), eps, ordered=True)
         return Prediction(x0, eps)
 
-    keys, knobs = jax.random.split(jax.random.key(0), 2), {"variance": BOUND_VARIANCES["large"], "to_data": True}
+    keys, knobs = jax.random.split(jax.random.key(0), 2), {"variance": BOUND_VARIANCES["fixed_large"], "to_data": True}
     bound = partial(variational_bound, denoise, process, x0, **knobs)
     jax.block_until_ready(jax.jit(bound)(keys, chain_times(process, steps=5)))
     jax.effects_barrier()

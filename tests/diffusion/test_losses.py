@@ -198,10 +198,11 @@ def test_bound_losses_are_made_of_the_bounds_terms():
             return loss.of(network, process, ALL["x0"], x0, eps, t, *decoder)
 
         def terms(variance, *decoder):
-            guess = Prediction(output, output, raw=raw)
+            guess = Prediction(output, output, variance_output=raw)
             return bits(bound_term(process, x0, guess, t, t - 1 / steps, BOUND_VARIANCES[variance], *decoder), (4,))
 
-        pairs = [(of(LOSSES["vlb"](variance="large"), *decoder), 20 * terms("large", *decoder)) for decoder in ((), (density,))]
+        fixed = LOSSES["vlb"](variance="fixed_large")
+        pairs = [(of(fixed, *decoder), 20 * terms("fixed_large", *decoder)) for decoder in ((), (density,))]
         error = jnp.square(output - x0).mean((1, 2, 3)) * jnp.minimum(jnp.exp(process.log_snr(t)), 5)
         for variance, decoder in (("learned", ()), ("learned_range", (density,))):
             hybrid = LOSSES["hybrid"](weighting=min_snr(), variance=variance)
@@ -217,7 +218,7 @@ def test_bound_losses_are_made_of_the_bounds_terms():
     for variance in ("learned", "learned_range"):
         made = LOSSES["hybrid"](weighting=min_snr(), variance=variance), LOSSES["vlb"](variance=variance)
         assert [loss.learns for loss in made] == [variance] * 2
-    assert LOSSES["vlb"](variance="large").learns == ""
+    assert LOSSES["vlb"](variance="fixed_large").learns == ""
 
 
 @jax.jit
@@ -270,10 +271,10 @@ def test_the_hybrid_loss_is_least_at_the_true_variance():
 
 
 def test_losses_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="hybrid loss trains the variance, and small is fixed"):
-        LOSSES["hybrid"](weighting=WEIGHTINGS["simple"](), variance="small")
+    with pytest.raises(ValueError, match="hybrid loss trains the variance, and fixed_small is fixed"):
+        LOSSES["hybrid"](weighting=WEIGHTINGS["simple"](), variance="fixed_small")
     for name in ("vp", "ncsn"):
         with pytest.raises(ValueError, match="a chain of steps that ends in the data.*take a beta table"):
-            check_chain(PROCESSES[name](), LOSSES["vlb"](variance="small"))
+            check_chain(PROCESSES[name](), LOSSES["vlb"](variance="fixed_small"))
         check_chain(PROCESSES[name](), LOSSES["denoising"](weighting=WEIGHTINGS["x0"]()))
     check_chain(PROCESSES["cosine"](), LOSSES["vlb"](variance="learned"))

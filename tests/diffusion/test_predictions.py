@@ -158,8 +158,8 @@ def test_learned_variance_splits_the_output():
     denoise = network_denoiser(lambda *_: jnp.concatenate(halves, -1), PROCESSES["vp"](), ALL["eps"], learned_variance=True)
     prediction = denoise(x, 0.5)
     assert isinstance(prediction, Prediction) and prediction.evaluations == 1
-    chex.assert_trees_all_equal((prediction.eps, prediction.raw), halves)
-    assert network_denoiser(lambda *_: x, PROCESSES["vp"](), ALL["eps"])(x, 0.5).raw is None
+    chex.assert_trees_all_equal((prediction.eps, prediction.variance_output), halves)
+    assert network_denoiser(lambda *_: x, PROCESSES["vp"](), ALL["eps"])(x, 0.5).variance_output is None
 
 
 @pytest.mark.parametrize("shape, learned", [((2, 6), False), ((2, 3), True), ((2, 1), False), ((2, 12), True)])

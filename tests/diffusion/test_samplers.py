@@ -28,7 +28,7 @@ MEAN, COVARIANCE = [0.5, -0.3], [[0.3, 0.1], [0.1, 0.2]]
 CONTINUOUS = ("vp", "sub_vp", "continuous_cosine", "ve", "edm", "rectified_flow")
 # Samplers of other arguments than their defaults.
 KNOBS = {
-    "ancestral small": partial(samplers.ancestral, variance="small"),
+    "ancestral small": partial(samplers.ancestral, variance="fixed_small"),
     "ddim 0.5": partial(samplers.ddim, eta=0.5),
     "ddim 1": partial(samplers.ddim, eta=1.0),
     "euler with churn": partial(samplers.euler, s_churn=8.0),
@@ -377,7 +377,7 @@ M, D = 0.6, 0.3
 def moments_by_hand(indices, eta=None, variance=None):
     """Mean and variance along the chain on data N(M, D^2), by a scalar recursion from the papers; no code of the package.
 
-    eta: DDIM (Song et al. 2021, eq. 12); variance: DDPM (Ho et al. 2020, eq. 7) with "small" or "large".
+    eta: DDIM (Song et al. 2021, eq. 12); variance: DDPM (Ho et al. 2020, eq. 7) with "fixed_small" or "fixed_large".
     """
     m, v = 0.0, 1.0
     for t, s in zip(indices[:-1], indices[1:], strict=True):
@@ -388,7 +388,7 @@ def moments_by_hand(indices, eta=None, variance=None):
         tilde = (1 - abar_s) / (1 - abar_t) * beta
         if eta is None:
             of_x0, of_x = np.sqrt(abar_s) * beta / (1 - abar_t), np.sqrt(1 - beta) * (1 - abar_s) / (1 - abar_t)
-            noise = tilde if variance == "small" else beta
+            noise = tilde if variance == "fixed_small" else beta
         else:
             noise = eta**2 * tilde
             of_x = np.sqrt((1 - abar_s - noise) / (1 - abar_t))
@@ -399,7 +399,7 @@ def moments_by_hand(indices, eta=None, variance=None):
 
 
 CASES = {
-    "ancestral small": dict(variance="small"), "ancestral": dict(variance="large"),
+    "ancestral small": dict(variance="fixed_small"), "ancestral": dict(variance="fixed_large"),
     "ddim": dict(eta=0.0), "ddim 0.5": dict(eta=0.5), "ddim 1": dict(eta=1.0),
 }  # fmt: skip
 
@@ -433,7 +433,7 @@ def states(sampler, process, times, data=None, keys=None, **options):
 def test_ddim_at_eta_one_is_the_ancestral_step(x64):  # noqa: ARG001
     for process in (PROCESSES["linear"](), PROCESSES["ve"](), PROCESSES["sub_vp"]()):
         times = GRIDS["uniform"](process, steps=40)
-        a, b = states(ddim(eta=1.0), process, times), states(ancestral(variance="small"), process, times)
+        a, b = states(ddim(eta=1.0), process, times), states(ancestral(variance="fixed_small"), process, times)
         chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -660,7 +660,7 @@ def test_evaluations_reported_are_those_made(name, last):
 def test_refusals():
     with pytest.raises(ValueError, match="eta must be from 0 to 1, found 1.5"):
         ddim(eta=1.5)
-    with pytest.raises(ValueError, match="variance must be one of small, large, learned, learned_range, found 'tiny'"):
+    with pytest.raises(ValueError, match="must be one of fixed_small, fixed_large, learned, learned_range, found 'tiny'"):
         ancestral(variance="tiny")
     process, data, keys = PROCESSES["linear"](), gaussian(), sample_keys(0, jnp.arange(2))
     for name, points in (("plms", 20), ("pndm", 50)):
@@ -682,10 +682,10 @@ def test_a_learned_variance_reaches_the_step():
     t, s, x = jnp.asarray(0.5), jnp.asarray(0.4), jnp.array([[0.3, -0.2]])
 
     def denoise(x, t):
-        return oracle.denoiser(data, process)(x, t)._replace(raw=jnp.array([[-1.0, 1.0]]))
+        return oracle.denoiser(data, process)(x, t)._replace(variance_output=jnp.array([[-1.0, 1.0]]))
 
     at = At(t, s, 0, 1, lambda j: jnp.ones_like(x), None)  # noqa: ARG005
-    made = [ancestral(variance=name) for name in ("learned_range", "small", "large")]
+    made = [ancestral(variance=name) for name in ("learned_range", "fixed_small", "fixed_large")]
     by_range, small, large = (sampler.step(denoise, process, x, (), at)[0] for sampler in made)
     chex.assert_trees_all_close(by_range, jnp.array([[small[0, 0], large[0, 1]]]), rtol=1e-5)
 
@@ -734,7 +734,7 @@ SAME = {
     "Euler ancestral is DDIM": (samplers.euler_ancestral, partial(samplers.ddim, eta=1.0)),
     "generalised DDIM at 1": (samplers.generalized_ddim, partial(samplers.ddim, eta=1.0)),
     "generalised DDIM at 0": (partial(samplers.generalized_ddim, noise_scale=0.0), samplers.ddim),
-    "DDIM at 1 is ancestral": (partial(samplers.ddim, eta=1.0), partial(samplers.ancestral, variance="small")),
+    "DDIM at 1 is ancestral": (partial(samplers.ddim, eta=1.0), partial(samplers.ancestral, variance="fixed_small")),
     "adjusted DDIM at 0": (partial(samplers.adjusted_ddim, variance_scale=0.0), samplers.ddim),
     "an SA predictor is SDE-3M": (partial(samplers.sa_solver, order=3, corrector_order=0), samplers.sde_dpmpp_3m),
     "LMS of order 1 is DDIM": (partial(samplers.lms, order=1), samplers.ddim),

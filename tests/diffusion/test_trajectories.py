@@ -19,8 +19,8 @@ from ddpm_jax.diffusion.samplers import At
 PEERS = np.load(Path(__file__).parent.parent / "peers" / "trajectories.npz")
 ON_LINEAR = ("ancestral small", "ancestral", "ddim", "ddim 0.5")
 OURS = {
-    "ancestral small": partial(samplers.ancestral, variance="small"),
-    "ancestral": partial(samplers.ancestral, variance="large"),
+    "ancestral small": partial(samplers.ancestral, variance="fixed_small"),
+    "ancestral": partial(samplers.ancestral, variance="fixed_large"),
     "ddim": samplers.ddim,
     "ddim 0.5": partial(samplers.ddim, eta=0.5),
     "dpmpp_2m": samplers.dpmpp_2m,

@@ -13,10 +13,10 @@ def test_clipping(name, x0, rederived):
     process, x, t, raw = PROCESSES["sub_vp"](), jnp.ones((2, 3)), jnp.array([0.5, 0.9]), jnp.full((2, 3), 0.3)
 
     def far(x, t):  # noqa: ARG001
-        return Prediction(9.0 * x, -3.0 * x, evaluations=7, raw=raw)
+        return Prediction(9.0 * x, -3.0 * x, evaluations=7, variance_output=raw)
 
     prediction = CLIPS[name](far, process)(x, t)
-    assert prediction.evaluations == 7 and prediction.raw is raw
+    assert prediction.evaluations == 7 and prediction.variance_output is raw
     chex.assert_trees_all_equal(prediction.x0, x0 * x)
     eps = (x - process.alpha(t)[:, None]) / process.sigma(t)[:, None] if rederived else -3.0 * x
     chex.assert_trees_all_close(prediction.eps, eps, rtol=1e-6)

@@ -156,7 +156,7 @@ def test_images(trained, capsys):
 
     times = chain_times(process, steps=0)
     denoise, x0 = clipped(loaded.denoise, process), to_model(levels)
-    bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["large"], to_data=True)
+    bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["fixed_large"], to_data=True)
     found = jax.jit(bound)(x0, third, times)
     nats = found.prior + found.terms.sum(0) + found.decoder
     bound = summary["bound"]
@@ -190,7 +190,7 @@ def test_chains_that_end_in_noise(variant, transitions, trained):  # noqa: ARG00
     noise = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
     process, denoise = task.process, clipped(task.denoiser(params, ()), task.process)
     times = chain_times(process, steps=9)
-    bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["large"], to_data=False)
+    bound = partial(variational_bound, denoise, process, variance=BOUND_VARIANCES["fixed_large"], to_data=False)
     by_hand = jax.jit(bound)(to_model(levels), noise, times)
     np.testing.assert_allclose(found["bound"], by_hand.prior + by_hand.terms.sum(0) + by_hand.decoder, rtol=1e-4)
     assert by_hand.evaluations == found["bound_evaluations"][0] == transitions == len(times) - (not reaches_data(process))
@@ -285,14 +285,14 @@ def test_the_variance_that_was_learned():
     config = variants.apply(configs.base(), "improved,smoke")
     config.network.name = "mlp"
     task = build(config, (2,))
-    assert variance_of(config) == "learned_range" and variance_of(variants.apply(configs.base(), "smoke")) == "large"
+    assert variance_of(config) == "learned_range" and variance_of(variants.apply(configs.base(), "smoke")) == "fixed_large"
 
     def computed():
         params = jax.eval_shape(task.init, jax.random.key(0))
         return str(jax.make_jaxpr(make_compute(task, config, (2,)))(params, (), jnp.zeros((3, 2)), None, jnp.arange(3)))
 
     learned = computed()
-    config.eval.variance = "small"
+    config.eval.variance = "fixed_small"
     assert computed() != learned
     config.eval.variance = "learned"
     with pytest.raises(UserError, match="eval.variance=learned was not learned by this run: take auto, small or large"):

@@ -10,7 +10,7 @@ float32), which leaves only differences of method. Conventions that differ, and 
   our `uniform`; `steps_offset` shifts n. At halves trailing differs by one where np.arange's noise decides theirs. DPM-Solver
   takes N + 1 points of linspace and leading, and drops the last. Euler and Heun leave linspace unrounded, with sigma / alpha
   linear between two steps (with us log alpha is).
-* Variance. fixed_small, fixed_large and learned_range are our small, large and learned_range; their learned is the variance
+* Variance. fixed_small, fixed_large and learned_range are ours; their learned is the variance
   itself, ours its logarithm. In place of the logarithm of a variance of 0 they put that of 1e-20, we the next pair's.
 * Clipping. Their DDIM keeps eps, or with `use_clipped_model_output` derives it again, as their Heun does.
 * Predictions. epsilon, sample, v_prediction, flow_prediction are our eps, x0, v, velocity. EDM's is the same.
@@ -313,7 +313,8 @@ def order(name, order, **parameters):
 
 
 ANCESTRAL, DDIM, EULER, HEUN, DPMPP = (SAMPLERS[name] for name in ("ancestral", "ddim", "euler", "heun", "dpmpp_2m"))
-SMALL, LARGE, RANGE, LEARNED = (partial(ANCESTRAL, variance=name) for name in ("small", "large", "learned_range", "learned"))
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned")
+SMALL, LARGE, RANGE, LEARNED = (partial(ANCESTRAL, variance=name) for name in VARIANCES)
 DPMPP_3M = partial(SAMPLERS["dpmpp_3m"], published=True)
 LEADING, TRAILING, LINSPACE = grid("leading"), grid("trailing"), grid("uniform")
 KARRAS, UNROUNDED = over_range("karras"), at_ratios(lambda z: np.interp(np.linspace(T - 1, 0, N), np.arange(T), z))

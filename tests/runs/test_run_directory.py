@@ -346,3 +346,13 @@ def test_whatever_a_run_directory_holds_is_an_error_or_is_taken(tmp_path):
             if odd != []:
                 continued(notes | {"pending": {"loss": odd}})
     assert metrics_of.restored(notes)[0] == notes["pending"] and refused > 120
+
+
+def test_fixed_variances_by_their_names_of_before():
+    """small and large, in a config and in the facts of samples, are fixed_small and fixed_large; the user is told so."""
+    settings = {"sampler.variance": "large", "loss.variance": "learned_range", "eval.variance": "small", "data.name": "small"}
+    found = run_directory.fixed_variances(settings)
+    assert found == settings | {"sampler.variance": "fixed_large", "eval.variance": "fixed_small"}
+    assert run_directory.fixed_variances({"variance": "small", "eta": 0.5}) == {"variance": "fixed_small", "eta": 0.5}
+    with pytest.raises(UserError, match="What others call so is here fixed_large"):
+        configs.check_value("sampler.variance", "large")

@@ -78,8 +78,8 @@ def test_files(tiny_config, tmp_path, parts_of):
     assert Image.open(paths[0]).size[0] > 2 * 48
     assert Image.open(paths[2]).n_frames == 5
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ancestral5_seed0_n4"
-    tiny_config.sampler.update(variance="small", clip="none")
-    assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ancestral5_clip_none_variance_small_seed0_n4"
+    tiny_config.sampler.update(variance="fixed_small", clip="none")
+    assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ancestral5_clip_none_variance_fixed_small_seed0_n4"
     tiny_config.sampler.update(name="ddim", eta=0.5, clip="rederive")
     assert sampling.sample_name(tiny_config, 1000) == "step_00001000_ddim5_eta0.5_seed0_n4"
     tiny_config.ema.decays, tiny_config.sampler.ema = (0.99, 0.9995), 1

@@ -120,9 +120,8 @@ def test_its_runs(classifier_config, tiny_config, tiny_source, tmp_path, monkeyp
     for form, transform in (("score", classifier_guidance), ("mean", mean_shift)):
         drawn.append(run.sample(3, labels=[3, 7], guidance=guidance | {"form": form}))
         denoise = transform(kept, run.process, of_x, scale=2.0)
-        by_hand = jax.jit(
-            lambda keys, denoise=denoise: sample(ancestral(variance="large"), denoise, run.process, times, keys, (8, 8, 1))
-        )
+        sampler = ancestral(variance="fixed_large")
+        by_hand = jax.jit(lambda keys, of=(sampler, denoise): sample(*of, run.process, times, keys, (8, 8, 1)))
         np.testing.assert_allclose(drawn[-1], by_hand(keys).x, rtol=1e-3, atol=1e-3)
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3 and np.abs(drawn[0] - run.sample(3)).max() > 1e-3
     with pytest.raises(UserError, match="sampler.labels has 10, but the labels of this run are 0 to 9"):

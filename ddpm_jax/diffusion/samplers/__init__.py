@@ -9,7 +9,7 @@ tests/diffusion/test_samplers.py looks at every row.
 from collections.abc import Callable
 
 from ddpm_jax.diffusion.samplers.chain import adjusted_ddim, ancestral, ddim, euler_ancestral, generalized_ddim
-from ddpm_jax.diffusion.samplers.core import At, Sampler, meter, repeat
+from ddpm_jax.diffusion.samplers.core import At, Sampler, count_evaluations, repeat
 from ddpm_jax.diffusion.samplers.dpm_solver import (
     dpm_fast,
     dpm_solver_2,
@@ -66,6 +66,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "adaptive_ode": adaptive_ode,
 }
 __all__ = [
-    "NORMS", "PREDICTORS", "SLOPES", "UNIPC_B", "At", "Sampler", "churned", "corrected", "meter", "repeat", "SAMPLERS",
+    "NORMS", "PREDICTORS", "SLOPES", "UNIPC_B", "At", "Sampler", "churned", "corrected", "count_evaluations", "repeat",
+    "SAMPLERS",
     *SAMPLERS,
 ]  # fmt: skip

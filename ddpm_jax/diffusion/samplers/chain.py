@@ -12,7 +12,7 @@ from ddpm_jax.diffusion.samplers.core import Sampler, no_memory
 
 def _ancestral_step(variance, denoise, process, x, memory, at):
     prediction = denoise(x, at.t)
-    variance = variance(process, at.t, at.s, prediction.raw)
+    variance = variance(process, at.t, at.s, prediction.variance_output)
     if prediction.shift is None:
         mean = posterior_mean(process, x, prediction.x0, at.t, at.s)
     else:
@@ -21,13 +21,13 @@ def _ancestral_step(variance, denoise, process, x, memory, at):
     return mean + jnp.sqrt(variance) * at.noise(0), mean, memory
 
 
-def ancestral(*, variance: str = "large") -> Sampler:
+def ancestral(*, variance: str = "fixed_large") -> Sampler:
     """x_s ~ N(E[x_s | x_t, x0_hat], variance I) (Ho et al. 2020, algorithm 2), for any pair of times.
 
     A prediction with a `shift` moves the mean by variance * shift in place of x0_hat (Dhariwal & Nichol 2021, algorithm 1).
-    variance: small, large, learned or learned_range, of `posterior`; ValueError for another. Bias: mean and covariance of the
-    samples are off by the first power of the step in log-SNR; small leaves too little variance, large too much. Evaluations per
-    step: 1.
+    variance: fixed_small, fixed_large, learned or learned_range, of `posterior`; ValueError for another. Bias: mean and
+    covariance of the samples are off by the first power of the step in log-SNR; small leaves too little variance, large too
+    much. Evaluations per step: 1.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, found {variance!r}")

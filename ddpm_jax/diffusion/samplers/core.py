@@ -12,8 +12,8 @@ import jax.numpy as jnp
 class At(NamedTuple):
     """A step's place: from time t to s, the i-th of n; noise(j) is its j-th standard normal, shaped like x.
 
-    apart(f): the value of f(denoise) -> (value, evaluations), for loops, inside which the evaluations of the step's own denoise
-    cannot be counted. See `repeat`.
+    in_loop(f): the value of f(denoise) -> (value, evaluations), for loops, inside which the evaluations of the step's own
+    denoise cannot be counted. See `repeat`.
     """
 
     t: jax.Array
@@ -21,7 +21,7 @@ class At(NamedTuple):
     i: jax.Array
     n: int
     noise: Callable
-    apart: Callable
+    in_loop: Callable
 
 
 def _nothing(z):  # noqa: ARG001 - the signature of every `refuses`
@@ -71,8 +71,8 @@ class Static:
     value: Any
 
 
-def meter(denoise: Callable) -> tuple[Callable, Callable, Callable]:
-    """(denoise that is counted, `At.apart`, a function that gives the evaluations counted so far)."""
+def count_evaluations(denoise: Callable) -> tuple[Callable, Callable, Callable]:
+    """(denoise that is counted, `At.in_loop`, a function that gives the evaluations counted so far)."""
     spent = []
 
     def counted(x, t):
@@ -80,27 +80,27 @@ def meter(denoise: Callable) -> tuple[Callable, Callable, Callable]:
         spent.append(prediction.evaluations)
         return prediction
 
-    def apart(f):
+    def in_loop(f):
         value, evaluations = f(denoise)
         spent.append(evaluations)
         return value
 
-    return counted, apart, lambda: sum(spent)
+    return counted, in_loop, lambda: sum(spent)
 
 
 def repeat(at: At, n: int, f: Callable, x: jax.Array) -> jax.Array:
-    """x = f(denoise, apart, x, j) for j = 0 .. n - 1, in a loop whose evaluations are counted."""
+    """x = f(denoise, in_loop, x, j) for j = 0 .. n - 1, in a loop whose evaluations are counted."""
 
     def loop(denoise):
         def body(carry, j):
             x, evaluations = carry
-            counted, apart, spent = meter(denoise)
-            x = f(counted, apart, x, j)
+            counted, in_loop, spent = count_evaluations(denoise)
+            x = f(counted, in_loop, x, j)
             return (x, evaluations + spent()), None
 
         return jax.lax.scan(body, (x, jnp.asarray(0)), jnp.arange(n))[0]
 
-    return at.apart(loop)
+    return at.in_loop(loop)
 
 
 def with_steps(sampler: Sampler, change: Callable) -> Sampler:

@@ -113,7 +113,7 @@ def _adaptive_step(rtol, atol, max_evaluations, denoise, process, x, memory, at)
         reached = jnp.where(expand(solved.reached, x), solved.x, jnp.nan)
         return probability_flow.scale(process, at.s) * reached, costs[0] * solved.evaluations.max()
 
-    x = at.apart(solve)
+    x = at.in_loop(solve)
     return x, x, memory
 
 

@@ -3,8 +3,8 @@
 # A name of diffusers (schedulers), of k-diffusion (its functions without "sample_") or of ComfyUI: the sampler here, and the
 # settings that make it the same method. Names that mean the same here are not listed, and methods that are not here neither.
 SAMPLERS_ELSEWHERE: dict[str, str] = {
-    "DDPMScheduler": "ancestral, variance=small",
-    "DDPMParallelScheduler": "ancestral, variance=small",
+    "DDPMScheduler": "ancestral, variance=fixed_small",
+    "DDPMParallelScheduler": "ancestral, variance=fixed_small",
     "DDIMScheduler": "ddim",
     "DDIMParallelScheduler": "ddim",
     "PNDMScheduler": "pndm; with skip_prk_steps plms",
@@ -27,7 +27,7 @@ SAMPLERS_ELSEWHERE: dict[str, str] = {
     "FlowMatchHeunDiscreteScheduler": "heun, on process.name=rectified_flow",
     "ScoreSdeVeScheduler": "predictor_corrector, norms=batch",
     "RePaintScheduler": "ancestral, with inpaint.method=repaint",
-    "ddpm": "ancestral, variance=small",
+    "ddpm": "ancestral, variance=fixed_small",
     "euler_a": "euler_ancestral",
     "dpm_2": "dpm_solver_2",
     "kdpm2": "dpm_solver_2",

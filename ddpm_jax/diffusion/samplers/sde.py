@@ -110,7 +110,7 @@ def _langevin(rate, langevin_steps, process, x, t, at, first):
     sigma = process.sigma(t)
     t = jnp.where(sigma == 0, at.t, t)  # a level without noise has steps of size 0, and no eps
 
-    def move(denoise, apart, x, j):  # noqa: ARG001
+    def move(denoise, in_loop, x, j):  # noqa: ARG001
         return x - rate * sigma * denoise(x, t).eps + jnp.sqrt(2 * rate) * sigma * at.noise(first + j)
 
     return repeat(at, langevin_steps, move, x)
