@@ -163,7 +163,7 @@ def test_log_snr():
 
 def test_t_min_arrives():
     process = PROCESSES["vp"]()
-    for name in ("uniform", "leading", "log_snr", "karras"):
+    for name in ("uniform", "leading", "log_snr", "karras", "polyexponential", "beta"):
         chex.assert_trees_all_close(GRIDS[name](process, steps=10, t_min=0.2)[-1], 0.2, rtol=1e-6)
     chex.assert_trees_all_close(GRIDS["trailing"](process, steps=4, t_min=0.2), jnp.array([1.0, 0.8, 0.6, 0.4]), rtol=1e-6)
     chex.assert_trees_all_close(GRIDS["leading"](process, steps=4, t_min=0.2), jnp.array([0.8, 0.6, 0.4, 0.2]), rtol=1e-6)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from ddpm_jax.diffusion import inverse, oracle, samplers
+from ddpm_jax.diffusion import adaptive, inverse, oracle, samplers
 from ddpm_jax.diffusion.betas import BETAS
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.predictions import Prediction, eps_to_x0
@@ -697,6 +697,33 @@ def test_samplers_are_pytrees():
     assert isinstance(euler_maruyama().step, Partial)
 
 
+def test_shares_of_fresh_noise_by_their_formulas(x64):  # noqa: ARG001
+    """DDIM (eq. 12 and 16) and gDDIM (eq. 13) between their ends, where they are one."""
+    process, t, s, x = PROCESSES["vp"](), jnp.asarray(0.6), jnp.asarray(0.35), jnp.array([[0.4, -1.0]])
+    prediction, z = oracle.denoiser(mixture(), process)(x, t), jnp.array([[0.7, 0.2]])
+    alpha, sigma, ratio = process.alpha(s), process.sigma(s), np.exp(process.log_snr(t) - process.log_snr(s))
+    shares = {"ddim": ({"eta": 0.7}, 0.7**2 * (1 - ratio)), "generalized_ddim": ({"noise_scale": 0.6}, 1 - ratio**0.36)}
+    for name, (knobs, share) in shares.items():
+        at = At(t, s, 0, 1, lambda _: z, None)
+        found, mean, _ = SAMPLERS[name](**knobs).step(lambda x, t: prediction, process, x, (), at)  # noqa: ARG005
+        expected = alpha * prediction.x0 + sigma * np.sqrt(1 - share) * prediction.eps
+        np.testing.assert_allclose((mean, found), (expected, expected + sigma * np.sqrt(share) * z), rtol=1e-9)
+
+
+def test_the_adaptive_sampler_hands_on_its_tolerances(monkeypatch):
+    def solve(field, x, t0, t1, **knobs):  # noqa: ARG001
+        seen.append(knobs)
+        raise StopIteration
+
+    seen, process = [], PROCESSES["vp"]()
+    monkeypatch.setattr(adaptive, "solve", solve)
+    at = At(jnp.asarray(0.5), jnp.asarray(0.4), 0, 1, None, lambda f: f(oracle.denoiser(gaussian(), process))[0])
+    with pytest.raises(StopIteration):
+        sampler = samplers.adaptive_ode(rtol=1e-3, atol=1e-4, max_evaluations=70)
+        sampler.step(oracle.denoiser(gaussian(), process), process, jnp.ones((1, 2)), (), at)
+    chex.assert_trees_all_close(seen, [{"rtol": np.float32(1e-3), "atol": np.float32(1e-4), "max_evaluations": 70}])
+
+
 AROUND = {  # what wraps a sampler that draws a normal itself, and the normals of a step
     "churned": (lambda sampler: samplers.churned(sampler, 8.0), 2),
     "corrected": (lambda sampler: samplers.corrected(sampler, snr=0.1, corrector_steps=2), 3),
@@ -736,7 +763,10 @@ SAME = {
     "generalised DDIM at 0": (partial(samplers.generalized_ddim, noise_scale=0.0), samplers.ddim),
     "DDIM at 1 is ancestral": (partial(samplers.ddim, eta=1.0), partial(samplers.ancestral, variance="fixed_small")),
     "adjusted DDIM at 0": (partial(samplers.adjusted_ddim, variance_scale=0.0), samplers.ddim),
-    "an SA predictor is SDE-3M": (partial(samplers.sa_solver, order=3, corrector_order=0), samplers.sde_dpmpp_3m),
+    "an SA predictor is SDE-3M": (
+        partial(samplers.sa_solver, order=3, corrector_order=0, tau=0.6),
+        partial(samplers.sde_dpmpp_3m, eta=0.36),
+    ),
     "LMS of order 1 is DDIM": (partial(samplers.lms, order=1), samplers.ddim),
     "UniP of order 1 has no B": (
         partial(samplers.unipc, order=1, corrector=False, variant="bh1"),
