@@ -246,6 +246,9 @@ def test_no_silent_clamp_outside_a_table(name):
         with pytest.raises(ValueError, match=f"t must lie .* found {t}"):
             process.log_snr(t)
         assert name == "ncsn" or jnp.isnan(process.alpha(t))
+    if name != "jsd":  # whose log-SNR ends at -inf
+        beyond = process.inverse_log_snr(process.log_snr(1.0) - 0.5)
+        assert beyond > 1.001 and jnp.isnan(process.sigma(beyond))
 
 
 class Variants(chex.TestCase):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -16,7 +17,7 @@ from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.edit import img2img
 from ddpm_jax.diffusion.grids import uniform
 from ddpm_jax.diffusion.keys import Purpose, keys_of
-from ddpm_jax.diffusion.sample import encode, sample, sample_keys
+from ddpm_jax.diffusion.sample import Sampled, encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import SAMPLERS, ddim
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
@@ -24,6 +25,7 @@ from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.images import to_model
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.runs import jobs, resumable, run_directory
+from ddpm_jax.runs import run as runs
 from ddpm_jax.runs.run import restore
 from ddpm_jax.tasks import build
 
@@ -122,6 +124,35 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
         run.sample(3, num_samples=5)
     with pytest.raises(UserError, match="save is of the files that --mode=sample writes"):
         run.sample(3, save="png")
+
+
+def test_what_is_drawn_of_which_average(point_config, tmp_path, monkeypatch):
+    """That which sampler.ema names, in Python and by the command. What is to be undone has no clipping, noise or denoising."""
+    told, averages = [], tuple({"w": np.full(1, value)} for value in (0.0, 1.0))
+    point_config.ema.decays, point_config.sampler.ema = (0.9, 0.5), 1
+    point_config.sampler.update(name="ddim", eta=0.5, clip="rederive", num_samples=2, batch_size=2, frames=0)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    task, state = build(point_config, (2,)), SimpleNamespace(step=3, ema=averages, frozen=())
+
+    def make(task, sampler, devices):  # noqa: ARG001
+        def draw(params, frozen, report, knobs, *_, **__):  # noqa: ARG001
+            told.append((float(params["w"][0]), sampler.name, sampler.eta, sampler.last, sampler.clip))
+            return Sampled(np.zeros((2, 2), np.float32), 1)
+
+        return draw
+
+    monkeypatch.setattr(runs.sampling, "make_draw", make)
+    monkeypatch.setattr(runs.sampling, "make_batches", lambda *of: lambda *args, **_: [make(*of)(*args)])
+    run, points = runs.Run(None, point_config, (2,), 0, task, state), np.zeros((2, 2), np.float32)
+    assert run.params is averages[1]
+    for call in (run.encode, run.decode):
+        call(points)
+        assert told.pop() == (1.0, "ddim", 0.0, "stop", "none")
+    for call, average in ((lambda: run.sample(2), 1.0), (lambda: run.sample(2, ema=0), 0.0)):
+        call()
+        assert told.pop() == (average, "ddim", 0.5, "denoise", "rederive")
+    jobs.draw_and_write(point_config, tmp_path, task, state)
+    assert told.pop()[0] == 1.0
 
 
 @pytest.mark.thorough
