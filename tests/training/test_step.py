@@ -209,6 +209,7 @@ def test_an_update_that_is_not_finite_is_refused(bad):
     if bad != "parameters":
         after, metrics = step(refused, data, np.array([[[1, 2]], [[4, 3]]], np.int32))
         assert after.step == 2 and after.params != 1 and np.isfinite(metrics["loss"]).all()
+        assert metrics["level_count"][0].tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 0, 0]  # of tenths, as the levels are
         assert after.history.tolist() == [1, 2, 4, 3]  # what was seen on all devices, in the order of the batch
         np.testing.assert_allclose(after.ema[0] - 1, 9 / 11 * (after.params - 1), rtol=1e-6)  # d = 2 / 11, of the second step
 
