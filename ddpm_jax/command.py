@@ -24,7 +24,8 @@ HELP = ("--help", "-help", "-h")
 TAKES = {
     "sample": ("sampler.", "guidance.", "inpaint."),
     "eval": (
-        "eval.", "sampler.ema", "sampler.checkpoint", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb",
+        "eval.", "sampler.ema", "sampler.ema_width", "sampler.checkpoint",
+        "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb",
     ),
 }  # fmt: skip
 
@@ -108,6 +109,11 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
         raise UserError(
             f"config.sampler.checkpoint={config.sampler.checkpoint} is for --mode=sample and eval: training continues from the "
             "newest checkpoint. Leave it out."
+        )
+    if config.sampler.ema_width and mode not in TAKES:
+        raise UserError(
+            f"config.sampler.ema_width={config.sampler.ema_width} is for --mode=sample and eval: training keeps those of "
+            "config.ema.widths. Leave it out."
         )
     if mode in TAKES or run_directory.exists(directory):
         run_directory.check_agreement(directory, config)

@@ -12,6 +12,7 @@ from ddpm_jax.tasks.choices import choose
 # What may differ between a run directory and the command that continues it: nothing that has entered the parameters, but for
 # rounding. Like the number of devices, micro_batches changes the order of sums, and is what a smaller device must change.
 CHANGEABLE = (
+    "ema.snapshot_every",
     "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "sampler.", "guidance.", "inpaint.", "eval.",
     "train.steps", "train.steps_per_call", "train.log_every", "train.sample_every", "train.checkpoint_every",
     "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite", "train.max_skips", "train.debug_nans",
@@ -27,7 +28,7 @@ NEVER_CHANGED = ("optim.name", "train.init")
 GUIDES = ("guidance.weak", "guidance.classifier")
 
 # What is of one command: a run directory does not lead to these files, nor back to this checkpoint.
-OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint", "train.allow_changes")
+OF_THE_COMMAND = ("inpaint.images", "inpaint.mask", "sampler.checkpoint", "sampler.ema_width", "train.allow_changes")
 
 
 def changes(saved: ConfigDict, given: ConfigDict) -> dict[str, list]:

@@ -46,12 +46,17 @@ def check(config: ConfigDict) -> None:
     for key, value in flatten(config).items():
         check_value(key, value)
     _check_conditioning(config)
-    decays = config.ema.decays
-    if config.sampler.ema >= len(decays):
+    kept = [*config.ema.decays, *(f"the width {width}" for width in config.ema.widths)]
+    if config.sampler.ema >= len(kept):
         raise UserError(
-            f"config.sampler.ema is {config.sampler.ema}, but config.ema.decays has {len(decays)}: take "
-            + ", ".join(f"{i} for {decay}" for i, decay in enumerate(decays))
+            f"config.sampler.ema is {config.sampler.ema}, but the run has {len(kept)} averages: take "
+            + ", ".join(f"{i} for {average}" for i, average in enumerate(kept))
             + "."
+        )
+    if config.sampler.ema_width and not config.ema.widths:
+        raise UserError(
+            f"config.sampler.ema_width={config.sampler.ema_width} is made of averages of config.ema.widths, and this run has "
+            "none: leave it out, or train a run with --config.ema.widths=0.05,0.1 and --config.ema.snapshot_every=<steps>."
         )
 
 

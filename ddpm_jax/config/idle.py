@@ -44,7 +44,10 @@ NO_LABELS = (lambda config: not config.cond.labels, "does nothing without labels
 
 # Of these a classifier has none, but for the average that it guides with and the film of the noising process.
 OF_SAMPLES = tuple(
-    key for key in KEYS if key.startswith(("loss.", "guidance.", "sampler.")) and key not in ("sampler.ema", "sampler.frames")
+    key
+    for key in KEYS
+    if key.startswith(("loss.", "guidance.", "sampler."))
+    and key not in ("sampler.ema", "sampler.ema_width", "sampler.frames")
 )
 
 # Keys that do nothing in some configs although the choice takes them: (key, whether it is one of these configs, why).
@@ -71,6 +74,7 @@ IDLE: list[tuple[str, Callable[[ConfigDict], bool], str]] = [
     ("guidance.rescale", *AT_SCALE_1),
     ("guidance.weak", *AT_SCALE_1),
     ("cond.dropout", *NO_LABELS),
+    ("ema.snapshot_every", lambda config: not config.ema.widths, "needs ema.widths"),
     ("network.fourier_scale", lambda config: config.network.time_embedding != "fourier", "needs time_embedding=fourier"),
     ("network.resample_projection", lambda config: not config.network.residual_resample, "needs residual_resample=true"),
     ("network.heads", lambda config: config.network.head_channels != 0, "does nothing where network.head_channels is not 0"),

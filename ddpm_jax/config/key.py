@@ -13,7 +13,7 @@ class Key(NamedTuple):
     accepts: names to choose from, or (predicate, its words); for a tuple it speaks of each element. None: any of the type.
     A key whose constructors have defaults of their own has the default AUTO, which leaves them to these. `explicit` is then the
     type of the other values. words: a tuple's elements may be words too. length: of a tuple, how many elements it has, at least
-    and at most, and what one and several are called.
+    and at most, and what one and several are called; of: their type, where the default is empty.
     """
 
     default: Any
@@ -22,6 +22,7 @@ class Key(NamedTuple):
     explicit: type = str
     words: bool = False
     length: tuple[int, float, str, str] = (0, math.inf, "", "")
+    of: type = int
 
     @property
     def type(self) -> type:
@@ -29,8 +30,10 @@ class Key(NamedTuple):
 
     @property
     def element(self) -> type:
-        """The type of a tuple's elements, which are ints where the default is empty; or that of the key."""
-        return type((*self.default, 0)[0]) if self.type is tuple else self.type
+        """The type of a tuple's elements, or that of the key."""
+        if self.type is not tuple:
+            return self.type
+        return type(self.default[0]) if self.default else self.of
 
     def accepted(self, value: Any) -> bool:
         """Whether a value of the type, of a tuple an element, is one of those."""
@@ -47,7 +50,7 @@ class Key(NamedTuple):
         """The type and the accepted values, in words."""
         auto = [AUTO] if self.default == AUTO else []
         if self.type is tuple:
-            numbers = {int: "1,2", float: "0.9,0.5"}[self.element]
+            numbers = {int: "1,2", float: "0.2,0.1"}[self.element]
             example = f" or words, as {numbers} or cat,dog" if self.words else f", as {numbers} or ({numbers})"
             words = f"a tuple of {self.element.__name__}s{example}"
             return words + (f", each {self.accepts[1]}" if self.accepts else "")

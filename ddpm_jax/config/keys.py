@@ -39,6 +39,9 @@ from ddpm_jax.tasks.guided import FORMS
 from ddpm_jax.writers import WAYS
 
 PARTS = (are_parts, "of names and factors that are not negative, as encoder=0.1,decoder=2")
+WIDEST = 0.288675  # below 12^-1/2, the relative width of a plain mean
+WIDTH = (lambda value: 0 < value < WIDEST, f"greater than 0 and below {WIDEST}, that of a plain mean")
+WIDTH_OR_NONE = (lambda value: 0 <= value < WIDEST, f"at least 0 and below {WIDEST}, that of a plain mean")
 
 # What the keys of a section say.
 SECTIONS = {
@@ -167,6 +170,14 @@ KEYS: dict[str, Key] = {
         BELOW_ONE,
         length=(1, 16, "decay (0.0: the parameters of the last step)", "decays"),
     ),
+    "ema.widths": Key(
+        (),
+        "relative widths of power-function averages, besides, as 0.05,0.1 (Karras et al. 2024)",
+        WIDTH,
+        length=(0, 16, "width", "widths"),
+        of=float,
+    ),
+    "ema.snapshot_every": Key(0, "steps between those that are kept, for averages of other widths; 0: none", NOT_NEGATIVE),
     # ---- train
     "train.steps": Key(800_000, "training steps in all", POSITIVE),
     "train.batch_size": Key(128, "images per step, over all devices", to(1_000_000)),
@@ -184,7 +195,8 @@ KEYS: dict[str, Key] = {
     "train.keep_every": Key(0, "checkpoints at multiples of this step are kept for good; 0: none", NOT_NEGATIVE),
     # ---- sampler
     "sampler.checkpoint": Key(0, "--mode=sample, eval: the step of the checkpoint that is used; 0: the newest", NOT_NEGATIVE),
-    "sampler.ema": Key(0, "which of ema.decays averages the parameters it uses, counted from 0", NOT_NEGATIVE),
+    "sampler.ema": Key(0, "which of ema.decays, then ema.widths, averages the parameters it uses, from 0", NOT_NEGATIVE),
+    "sampler.ema_width": Key(0.0, "--mode=sample, eval: an average of another width, of those kept; 0: none", WIDTH_OR_NONE),
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
     "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", to(STEPS)),
     "sampler.grid": Key("uniform", "how they are spaced", GRIDS),

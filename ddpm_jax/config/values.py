@@ -81,6 +81,14 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def average_of(config: ConfigDict) -> dict[str, float]:
+    """Which average of the parameters config.sampler names, as records tell it: its decay, or its relative width."""
+    decays, number = config.ema.decays, config.sampler.ema
+    if config.sampler.ema_width:
+        return {"ema_width": config.sampler.ema_width}
+    return {"ema_decay": decays[number]} if number < len(decays) else {"ema_width": config.ema.widths[number - len(decays)]}
+
+
 def chooser(key: str) -> str:
     """The key whose choices decide whether this one applies (sampler.grid for sampler.rho), or ""."""
     section, _, leaf = key.partition(".")

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, images, lines
+from ddpm_jax.config import average_of
 from ddpm_jax.construct import arguments, construct
 from ddpm_jax.data import SOURCES, Source, Streamed
 from ddpm_jax.data.identity import Identity, digest
@@ -114,7 +115,7 @@ def conditions_of_the_ode(run: Run) -> dict[str, Any]:
     c, addresses = run.config.eval, run.config.addresses
     return ({} if addresses == SHARED else {"addresses": addresses}) | {
         "checkpoint_step": int(run.state.step),
-        "ema_decay": run.config.ema.decays[run.config.sampler.ema],
+        **average_of(run.config),
         "seed": c.seed,
         "ode": {
             "solver": c.solver,
@@ -321,14 +322,15 @@ def report(summary: dict[str, Any]) -> list[str]:
         error = "" if part["standard_error"] is None else f" +- {part['standard_error']:.4f}"
         return f"{part['bits_per_dimension']:.4f}{error} bits per dimension"
 
-    data = conditions["data"]
+    data, width = conditions["data"], conditions.get("ema_width")
+    average = f"of the width {width}" if width else conditions["ema_decay"]
     settings = ", ".join(f"{key} {how[key]}" for key in ("steps", "grid", "rtol", "atol") if key in how)
     probes = "exact trace" if how["probe"] == "exact" else f"{how['probes']} {how['probe']} probe{'s' * (how['probes'] > 1)}"
     given = f", given their {data['given']}s" if "given" in data else ""
     pixels = f"dequantised with seed {conditions['seed']}, " if how["dequantised"] else ""
     return [
         f"{summary['examples']} examples of {data['name']}, split {data['split']}{given}; checkpoint of step "
-        f"{conditions['checkpoint_step']}, EMA {conditions['ema_decay']}",
+        f"{conditions['checkpoint_step']}, EMA {average}",
         f"  probability-flow ODE: {number(ode)} ({pixels}{how['solver']}, {settings}, {probes}, "
         f"t_min {how['t_min']:g}, {ode['evaluations']:.0f} evaluations)",
         f"  variational bound: {number(bound)} (L_T {bound['prior']:.4f}, between {sum(bound['terms_by_tenth']):.4f}, L_0 "

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, plots
+from ddpm_jax.config import average_of
 from ddpm_jax.construct import construct
 from ddpm_jax.data import SOURCES, Source, Streamed, identity, steps_per_epoch
 from ddpm_jax.diffusion.keys import Purpose, keys_of
@@ -126,7 +127,7 @@ def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, 
         **({"inpaint": config.inpaint.to_dict()} if given else {}),
         "seed": c.seed,
         "checkpoint_step": step,
-        "ema_decay": config.ema.decays[c.ema],
+        **average_of(config),
         "network_evaluations": parts.evaluations,
         "seconds": round(seconds, 3),
         "device": f"{len(devices)} x {devices[0].device_kind}",

@@ -12,7 +12,7 @@ from ddpm_jax import plots, signals
 from ddpm_jax.data import Source, Streamed
 from ddpm_jax.errors import UserError, first_line
 from ddpm_jax.optimizers import optimizer_of
-from ddpm_jax.runs import checkpoints, run_directory, sampling
+from ddpm_jax.runs import checkpoints, run_directory, sampling, snapshots
 from ddpm_jax.runs import history as histories
 from ddpm_jax.runs.logs import Log
 from ddpm_jax.tasks.task import Task
@@ -47,8 +47,10 @@ def train(
     optimizer = optimizer_of(config)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
 
+    count = len(config.ema.decays) + len(config.ema.widths)
+
     def first_state(params=None):
-        return init_state(task, optimizer, config.seed, len(config.ema.decays), params, addresses=config.addresses)
+        return init_state(task, optimizer, config.seed, count, params, addresses=config.addresses)
 
     target = jax.eval_shape(first_state)._replace(frozen=jax.eval_shape(task.frozen))
     run = config, source.image_shape, source.num_classes, source.identity
@@ -74,8 +76,8 @@ def train(
                 f"{source.num_examples}: its batches would be others. Bring the same data back, or give another --workdir."
             )
     history = begin(start, meta)
-    count = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    say(f"{count:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}")
+    size = sum(leaf.size for leaf in jax.tree.leaves(target.params))
+    say(f"{size:,} parameters; {len(devices)} x {devices[0].device_kind}; writing to {workdir}")
     parts = f"{len(devices)} x {c.micro_batches} x {c.batch_size // len(devices) // c.micro_batches}"
     say(
         f"batch size {c.batch_size} (devices x micro-batches x examples: {parts}), learning rate "
@@ -117,6 +119,7 @@ def train(
         check=partial(checkpoints.check, manager),
         newest=manager.latest_step,
         scalars=log.scalars,
+        snapshot=partial(snapshots.write, workdir, config),
         draw=draw if preview else None,
         drawn=lambda step: grid_path(step).exists(),
     )

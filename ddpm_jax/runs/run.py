@@ -22,7 +22,7 @@ from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.images import checked
 from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.progress import shown
-from ddpm_jax.runs import checkpoints, run_directory, sampling, weights
+from ddpm_jax.runs import checkpoints, run_directory, sampling, snapshots, weights
 from ddpm_jax.tasks import build, conditions, inpainting
 from ddpm_jax.tasks.task import Task
 from ddpm_jax.terminal import say
@@ -31,7 +31,8 @@ from ddpm_jax.training.step import State, init_state
 
 # Sampler settings that are arguments of the compiled sampler.
 TRACED = (
-    "ema", "labels", "eta", "noise_scale", "variance_scale", "tau", "lower_order_final", "rho", "beta_a", "beta_b", "t_min",
+    "ema", "ema_width",
+    "labels", "eta", "noise_scale", "variance_scale", "tau", "lower_order_final", "rho", "beta_a", "beta_b", "t_min",
     "seed", "s_churn", "s_min", "s_max", "s_noise", "snr", "rate", "rtol", "atol",
 )  # fmt: skip
 
@@ -56,7 +57,7 @@ INVERTIBLE = {"name": "ddim", "eta": 0.0, "s_churn": 0.0, "last": "stop", "clip"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A checkpoint of a run, with what it takes to use it. `state.ema`: an average per `config.ema.decays`."""
+    """A checkpoint of a run, with what it takes to use it. `state.ema`: an average per `ema.decays`, then per `ema.widths`."""
 
     workdir: Path
     config: ConfigDict
@@ -78,8 +79,21 @@ class Run:
 
     @property
     def params(self) -> Any:
-        """The averaged parameters that sampling uses: those of `config.sampler.ema`."""
+        """The averaged parameters that sampling uses: those of `config.sampler.ema`, or of `config.sampler.ema_width`."""
         return self.state.ema[self.config.sampler.ema]
+
+    def average(self, width: float) -> "Run":
+        """This run with the power-function average of this relative width as its `params`, as if it had been kept.
+
+        It is made of those that were (`ema.widths`, `ema.snapshot_every`) by least squares (Karras et al. 2024). Raises
+        UserError for a run that kept none.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.sampler.ema_width = width
+        configs.validate(config)
+        ema = list(self.state.ema)
+        ema[config.sampler.ema] = snapshots.average(self.workdir, config, self.state, width)
+        return dataclasses.replace(self, config=config, state=self.state._replace(ema=tuple(ema)), compiled={})
 
     @property
     def process(self) -> Process:
@@ -189,14 +203,16 @@ class Run:
 
         Exact along the probability-flow ODE, but for the solver's error and the noise of the probes of its divergence
         (probe="exact": none, for data of few dimensions); pixels are dequantised, which bounds from below. Keyword arguments
-        override config.eval, as in --mode=eval: run.log_likelihood(images, solver="rk4", steps=50, probes=4, seed=1); and ema.
+        override config.eval, as in --mode=eval: run.log_likelihood(images, solver="rk4", steps=50, probes=4, seed=1); and ema
+        or ema_width.
         A conditional run wants the labels, one or [N], or another condition. What an image gets depends on its place. Raises
         UserError for other images, conditions or settings, and where a result is not finite.
         """
         from ddpm_jax.evaluation import bits_per_dimension  # a layer above: what evaluates is told of runs, and not they of it
 
-        if others := settings.keys() - {*OF_THE_ODE, "ema"}:
-            raise UserError(f"log_likelihood takes {', '.join(OF_THE_ODE)} and ema, found {', '.join(sorted(others))}.")
+        if others := settings.keys() - {*OF_THE_ODE, "ema", "ema_width"}:
+            taken = ", ".join((*OF_THE_ODE, "ema"))
+            raise UserError(f"log_likelihood takes {taken} and ema_width, found {', '.join(sorted(others))}.")
         rows = np.asarray(images)
         if len(self.image_shape) == 3 and rows.dtype != np.uint8:
             raise UserError(
@@ -208,7 +224,8 @@ class Run:
         if given is None and self.task.condition.shown:
             raise UserError(f"The likelihood of a conditional run is that given the {name}s: give the images', {name}s=[...].")
         known = None if given is None else jax.device_get(conditions.each(self.task.condition, self._known(given), len(rows)))
-        run = dataclasses.replace(self, config=self._overridden(len(rows), settings, "eval", {}))
+        config = self._overridden(len(rows), settings, "eval", {})
+        run = dataclasses.replace(self._averaged(config), config=config)
         with shown(progress, len(rows), "examples") as report:
             return bits_per_dimension.log_likelihood(run, rows, known, report)
 
@@ -224,7 +241,7 @@ class Run:
             "image_shape": json.dumps(self.image_shape),
             "num_classes": str(self.num_classes),
             "step": str(int(self.state.step)),
-            "ema_decay": str(self.config.ema.decays[self.config.sampler.ema]),
+            **{name: str(number) for name, number in configs.average_of(self.config).items()},
         }
         return weights.write(path, self.params, about)
 
@@ -266,9 +283,15 @@ class Run:
         if given and same_program not in self.compiled:
             inpainting.check(config, task, self.state.ema[0], self.state.frozen, knobs)
         self.compiled[same_program] = draw
-        params = parallel.replicate((self.state.ema[config.sampler.ema], self.state.frozen), devices)
+        params = self._averaged(config).state.ema[config.sampler.ema], self.state.frozen
+        params = parallel.replicate(params, devices)
         with shown(progress, sampling.work(config.sampler, devices, knobs), "sampling steps") as report:
             return draw(*params, report, knobs, config.sampler.seed)
+
+    def _averaged(self, config):
+        """This run, with the average that an overridden config names where it is another than its own."""
+        width, same = config.sampler.ema_width, config.sampler.ema_width == self.config.sampler.ema_width
+        return self if same or not width else self.average(width)
 
     def _encoded(self, images, keys):
         """Images as states of the space that the model is of. keys [B]: of the samples that begin there."""
@@ -364,12 +387,12 @@ def initial(config: ConfigDict, task: Task) -> tuple[Any, dict[str, Any]]:
         for key, (before, after) in configs.changes(other.config, config).items()
         if key.startswith(meaning)
     ]
-    decay = other.config.ema.decays[other.config.sampler.ema]
+    average = configs.average_of(other.config)
     say(
-        f"starting from step {int(other.state.step)} of {other.workdir}, EMA {decay}"
+        f"starting from step {int(other.state.step)} of {other.workdir}, EMA {', '.join(map(str, average.values()))}"
         + (f"; other there than here: {'; '.join(differing)}" if differing else "")
     )
-    origin = {"run": str(other.workdir.absolute()), "step": int(other.state.step), "ema_decay": decay}
+    origin = {"run": str(other.workdir.absolute()), "step": int(other.state.step), **average}
     return other.params, origin | {"sha256": checkpoints.digest(other.params)}
 
 
@@ -385,7 +408,8 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
 
     def start():
-        return init_state(task, optimizer, config.seed, len(config.ema.decays), addresses=config.addresses)
+        averages = len(config.ema.decays) + len(config.ema.widths)
+        return init_state(task, optimizer, config.seed, averages, addresses=config.addresses)
 
     agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes, data)
     target = jax.eval_shape(start)._replace(frozen=jax.eval_shape(task.frozen))
@@ -398,4 +422,5 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")
-    return Run(workdir, config, image_shape, num_classes, task, restored[1], class_names=class_names)
+    run = Run(workdir, config, image_shape, num_classes, task, restored[1], class_names=class_names)
+    return run.average(config.sampler.ema_width) if config.sampler.ema_width else run

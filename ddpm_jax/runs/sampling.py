@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import files, images, plots
-from ddpm_jax.config import GUIDES, acting, applies, is_default
+from ddpm_jax.config import GUIDES, acting, applies, average_of, is_default
 from ddpm_jax.diffusion.sample import Sampled
 from ddpm_jax.errors import UserError
 from ddpm_jax.progress import Report, silent
@@ -27,7 +27,7 @@ from ddpm_jax.training import parallel
 from ddpm_jax.writers import WAYS
 
 # Keys of the sampler that are in a file's name in words of their own, or change nothing that it holds.
-ELSEWHERE = ("checkpoint", "name", "steps", "eta", "ema", "seed", "num_samples", "batch_size", "frames", "save")
+ELSEWHERE = ("checkpoint", "name", "steps", "eta", "ema", "ema_width", "seed", "num_samples", "batch_size", "frames", "save")
 IN_A_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")  # what a value may look like in a file's name
 PARTS = 20  # of the transitions of a batch, at most, after each of which its progress is reported
 
@@ -208,7 +208,7 @@ def sample_name(config: ConfigDict, step: int) -> str:
 
     Other keys, guidance's too, appear where they are not the defaults and apply; ema, the decay, where there are several.
     """
-    sampler, decays = config.sampler, config.ema.decays
+    sampler = config.sampler
     parts = [f"step_{step:08}", f"{sampler.name}{sampler.steps}"]
     if applies("sampler.eta", config):
         parts.append("eta" + _in_a_name(f"{acting('sampler.eta', config):g}"))
@@ -223,7 +223,8 @@ def sample_name(config: ConfigDict, step: int) -> str:
         parts += ["inpaint", config.inpaint.method, *(_path_in_a_name(config.inpaint[key]) for key in ("images", "mask"))]
         others = [key for key in ("resamplings", "zeta", "iterations") if applies(f"inpaint.{key}", config)]
         parts += [f"{key}_{config.inpaint[key]}" for key in others]
-    parts += [f"ema{decays[sampler.ema]}"] * (len(decays) > 1)
+    ((kind, number),) = average_of(config).items()
+    parts += [f"{kind.removesuffix('_decay')}{number}"] * (len(config.ema.decays) + len(config.ema.widths) > 1)
     return "_".join([*parts, f"seed{sampler.seed}", f"n{sampler.num_samples}"])
 
 

@@ -52,17 +52,31 @@ def read(path: str | Path, like: Any) -> Any:
     path, wanted = Path(path).expanduser(), _flat(like)
     try:
         with files.open_existing(path, follow=True) as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_LIMIT:
-                raise ValueError(f"its header is {length} bytes long")
-            header = files.parse_json(file.read(length).decode())
+            header, begin = _header(file)
             entries = {name: entry for name, entry in header.items() if name != ABOUT}
             if differ := _difference(wanted, entries):
                 raise UserError(f"{path} holds other parameters than the run: {differ}. Give those of a run of its config.")
-            arrays = {name: _array(file, 8 + length, entries[name]) for name in wanted}
+            arrays = {name: _array(file, begin, entries[name]) for name in wanted}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as weights ({error}). Give a file as `run.export` writes it.") from error
     return unflatten_dict({tuple(key): arrays[".".join(key[1:])] for key in flatten_dict(like)})
+
+
+def about(path: str | Path) -> dict[str, str]:
+    """The words beside the parameters in a file. Raises UserError for one that cannot be read."""
+    try:
+        with files.open_existing(Path(path).expanduser(), follow=True) as file:
+            return dict(_header(file)[0].get(ABOUT, {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as weights ({error}). Give a file as `run.export` writes it.") from error
+
+
+def _header(file):
+    """(the header, where the arrays begin)."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > HEADER_LIMIT:
+        raise ValueError(f"its header is {length} bytes long")
+    return files.parse_json(file.read(length).decode()), 8 + length
 
 
 def _flat(params):

@@ -40,9 +40,9 @@ class Keep(NamedTuple):
     """What the loop calls to keep what is made.
 
     save(Start): begins to write a checkpoint. finish(): returns when it is written. check(): raises what it failed of.
-    newest() -> the step of the newest, or None. scalars(step, values, levels): logs a line. draw(step, params, frozen): draws
-    the grid of samples of a step, unless a signal comes first; drawn(step) -> whether it is there; None where a task has no
-    samples.
+    newest() -> the step of the newest, or None. scalars(step, values, levels): logs a line. snapshot(step, state): keeps its
+    averages of config.ema.widths for good. draw(step, params, frozen): draws the grid of samples of a step, unless a signal
+    comes first; drawn(step) -> whether it is there; None where a task has no samples.
     """
 
     save: Callable[[Start], None]
@@ -50,6 +50,7 @@ class Keep(NamedTuple):
     check: Callable[[], None]
     newest: Callable[[], int | None]
     scalars: Callable[[int, dict[str, Any], tuple[float, float]], None]
+    snapshot: Callable[[int, State], None]
     draw: Callable[[int, Any, Any], None] | None
     drawn: Callable[[int], bool]
 
@@ -83,6 +84,7 @@ def train(
         optimizer,
         seed=config.seed,
         ema_decays=config.ema.decays,
+        ema_widths=config.ema.widths,
         micro_batches=c.micro_batches,
         addresses=config.addresses,
     )
@@ -176,9 +178,12 @@ def train(
                 watch.restart()
             checkpoint_due = step % c.checkpoint_every == 0 or step >= c.steps
             grid_due = keep.draw and c.sample_every and step % c.sample_every == 0 and step < c.steps
+            snapshot_due = config.ema.widths and config.ema.snapshot_every and step % config.ema.snapshot_every == 0
             if checkpoint_due or grid_due:
                 flush()  # outside of the pause: what is still being computed is none
             with watch.paused():
+                if snapshot_due:
+                    keep.snapshot(step, state)  # before the checkpoint: with one of this step, its averages are there
                 if checkpoint_due:
                     save()
                 if grid_due:
@@ -202,13 +207,14 @@ def steps_per_call(config: ConfigDict, start: int, platform: str) -> int:
     steps per call can have made.
     """
     c = config.train
-    common = math.gcd(c.steps, c.log_every, c.sample_every, c.checkpoint_every)
+    snapshots = config.ema.snapshot_every if config.ema.widths else 0
+    common = math.gcd(c.steps, c.log_every, c.sample_every, c.checkpoint_every, snapshots)
     if not c.steps_per_call:
         single = platform == "cpu" or c.debug_nans
         return 1 if single else max(k for k in range(1, 11) if math.gcd(start, common) % k == 0)
     if common % c.steps_per_call:
         raise UserError(
             f"train.steps_per_call is {c.steps_per_call}, which does not divide all of train.steps, log_every, "
-            f"sample_every and checkpoint_every: take a divisor of {common}."
+            f"sample_every, checkpoint_every and ema.snapshot_every: take a divisor of {common}."
         )
     return math.gcd(start, c.steps_per_call)

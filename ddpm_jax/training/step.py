@@ -10,13 +10,15 @@ import optax
 from ddpm_jax.diffusion.keys import BY_PURPOSE, Purpose, key_of
 from ddpm_jax.diffusion.times import Examples
 from ddpm_jax.tasks.task import Task
+from ddpm_jax.training.averages import decayed_average, power_average
 from ddpm_jax.training.parallel import AXIS
 
 LEVELS = 10
 
 
 class State(NamedTuple):
-    """A training's state. `step` counts the steps made, refused updates among them; `ema` has one average per decay.
+    """A training's state. `step` counts the steps made, refused updates among them; `ema` has one average per decay,
+    then one per width.
 
     history: what the task remembers of the steps before (`Task`); () where it is nothing. frozen: parameters that no step
     changes (`Task`); () where there are none.
@@ -57,21 +59,13 @@ def run_once(f: Callable) -> Any:
     return jax.jit(f, compiler_options=options)()
 
 
-def update_ema(ema, params, decay: float, step: jax.Array):
-    """d ema + (1 - d) params, with d = min(decay, (1 + step) / (10 + step)), step counted from 0.
-
-    The gradual start keeps the initial parameters out of the averages of short runs.
-    """
-    d = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: old + (1 - d) * (new - old), ema, params)
-
-
 def make_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
     ema_decays: tuple[float, ...],
+    ema_widths: tuple[float, ...] = (),
     micro_batches: int = 1,
     addresses: str = BY_PURPOSE,
 ) -> Callable:
@@ -123,7 +117,8 @@ def make_step(
         bins = jax.nn.one_hot(bins, LEVELS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = tuple(update_ema(old, params, decay, state.step) for old, decay in zip(state.ema, ema_decays, strict=True))
+        kinds = [(decayed_average, decay) for decay in ema_decays] + [(power_average, width) for width in ema_widths]
+        ema = tuple(update(old, params, told, state.step) for old, (update, told) in zip(state.ema, kinds, strict=True))
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
         finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         metrics |= jax.lax.psum({"level_loss": losses @ bins, "level_count": bins.sum(0)}, AXIS)

@@ -22,7 +22,8 @@ from ddpm_jax.optimizers import OPTIMIZERS  # noqa: E402
 from ddpm_jax.runs import checkpoints, logs  # noqa: E402
 from ddpm_jax.tasks import build  # noqa: E402
 from ddpm_jax.training import metrics, parallel  # noqa: E402
-from ddpm_jax.training.step import State, init_state, make_step, run_once, update_ema  # noqa: E402
+from ddpm_jax.training.averages import decayed_average  # noqa: E402
+from ddpm_jax.training.step import State, init_state, make_step, run_once  # noqa: E402
 
 
 def bare_step(task, optimizer, decay, local):
@@ -36,7 +37,7 @@ def bare_step(task, optimizer, decay, local):
         loss, gradients = jax.value_and_grad(lambda params: task.loss(params, batch, examples, ())[0].mean())(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state, (update_ema(state.ema[0], params, decay, state.step),)), loss
+        return State(state.step + 1, params, opt_state, (decayed_average(state.ema[0], params, decay, state.step),)), loss
 
     return jax.jit(step, donate_argnums=0)
 

@@ -31,7 +31,7 @@ from ddpm_jax.errors import Diverged, UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.optimizers import OPTIMIZERS, SCHEDULES, optimizer_of
-from ddpm_jax.runs import jobs, sampling
+from ddpm_jax.runs import jobs, resumable, sampling
 from ddpm_jax.tasks import TASKS, build, inpainting
 from ddpm_jax.tasks.choices import choose
 from ddpm_jax.training import loop
@@ -475,22 +475,23 @@ def run_job(tmp_path_factory):
         task = TASKS["diffusion"](*args)
         return task._replace(init=lambda key: jax.tree.map(lambda leaf: leaf + 1, task.init(key)))
 
-    def spied(name, f):
+    def spied(module, name, f):
         def call(*args, **kwargs):
             calls[name] = f(*args, **kwargs)
             calls[f"micro-batches of {name}"] = kwargs.get("micro_batches")
             calls[f"seed of {name}"] = kwargs.get("seed", args[seed_at[name]] if name in seed_at else None)
             return calls[name]
 
-        monkeypatch.setattr(loop, name, call)
+        monkeypatch.setattr(module, name, call)
 
     seed_at = {"init_state": 2, "batch_indices": 0}
 
     monkeypatch = pytest.MonkeyPatch()
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    for name in ("train", "steps_per_call", "init_state", "batch_indices", "make_step"):
-        spied(name, getattr(loop, name))
+    for module, names in ((resumable, ("train", "init_state")), (loop, ("steps_per_call", "batch_indices", "make_step"))):
+        for name in names:
+            spied(module, name, getattr(module, name))
     monkeypatch.setitem(NETWORKS, "toy", Toy)
     monkeypatch.setitem(NETWORKS, "bad", Bad)
     monkeypatch.setitem(SOURCES, "made_up", source)
@@ -528,6 +529,7 @@ def run_job(tmp_path_factory):
             "logged": [line["step"] for line in lines],
             "learning_rate": [line["learning_rate"] for line in lines],
             "checkpoints": sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()),
+            "snapshots": sorted(path.name for path in (workdir / "averages").glob("*")),
             "grids": sorted(path.name for path in folder.glob("training_*.png")),
             "drawn": drawn.tolist(),
             "count": len(drawn),
@@ -545,7 +547,8 @@ RUN_KEYS = [
     ({"task": "second"}, {"start": None}),
     ({"seed": 4294967295}, {"seeds": [4294967295, (4294967295, 3), 4294967295], "start": None, "params": None}),
     ({"addresses": "shared"}, {"seeds": [0, (0,), 0], "start": None, "params": None, "drawn": None}),
-    ({"ema.decays": (0.9999, 0.05), "sampler.ema": 1}, {"ema": None, "drawn": None}),  # drawn with the first: as before
+    ({"ema.decays": (0.9999, 0.0), "sampler.ema": 1, "optim.warmup_steps": 0}, {"ema": None, "drawn": None}),
+    ({"ema.widths": (0.2,), "ema.snapshot_every": 8}, {"ema": None, "snapshots": ["step_00000008.safetensors"]}),
     ({"train.batch_size": 20, "train.micro_batches": 5}, {"params": None, "micro_batches": 5}),
     ({"network.name": "bad", "train.on_nonfinite": "skip", "train.max_skips": 3}, {"ends": "3 updates in a row"}),
     ({"network.name": "bad", "train.debug_nans": True}, {"ends": "comes from log"}),
@@ -669,7 +672,7 @@ OTHER = {key: value for key, (value, _, _) in TASK_KEYS.items()} | OPTIMIZER_KEY
 OTHER |= {key: value for key, (*_, value) in OF_CHOICES.items()}
 OTHER |= {key: value for key, (value, _) in EVAL_KEYS.items()} | EVAL_DATA_KEYS | GUIDE_KEYS
 OTHER |= {key: value for key, (value, _) in INPAINT_KEYS.items()} | INPAINT_FILES
-OTHER |= {"sampler.checkpoint": 7, "train.init": "runs/x", "train.allow_changes": True}  # see tests/runs
+OTHER |= {"sampler.ema_width": 0.075, "sampler.checkpoint": 7, "train.init": "runs/x", "train.allow_changes": True}
 OTHER |= {key: value for changes, _ in RUN_KEYS for key, value in changes.items()}
 
 
@@ -715,7 +718,7 @@ def test_ints_are_in_range(key):
 # Counts by which neither memory nor a program grows.
 UNLIMITED = {
     "seed", "data.seed", "sampler.seed", "eval.seed", "data.memory_limit_mb", "optim.warmup_steps", "train.steps",
-    "optim.schedule_steps",
+    "optim.schedule_steps", "ema.snapshot_every",
     "train.max_skips", "sampler.labels", "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "eval.loss_every",
     "sampler.ema", "sampler.checkpoint", "eval.num_examples", "eval.loss_examples",
@@ -786,7 +789,7 @@ def test_how_samples_are_saved_takes_no_keys():
 
 
 def test_an_average_that_there_is_not():
-    with pytest.raises(UserError, match=r"sampler.ema is 2, but config.ema.decays has 2: take 0 for 0.9, 1 for 0.99\."):
+    with pytest.raises(UserError, match=r"sampler.ema is 2, but the run has 2 averages: take 0 for 0.9, 1 for 0.99\."):
         configs.validate(smoke({"ema.decays": (0.9, 0.99), "sampler.ema": 2}))
     with pytest.raises(UserError, match=r"ema.decays needs at least one decay .*, found \(\)"):
         configs.validate(smoke({"ema.decays": ()}))
@@ -923,12 +926,13 @@ def test_every_choice_gets_all_that_it_requires(section, table):
 # What a run in progress has put into its parameters, key by key: a new key must be sorted into one of the two.
 FIXED = {
     "task", "seed", "addresses", "data.name", "data.split", "data.image_size", "data.channels", "data.pattern",
-    "data.num_examples", "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "train.batch_size",
-    "train.init",
+    "data.num_examples", "data.seed", "data.flip", "cond.labels", "cond.dropout", "ema.decays", "ema.widths",
+    "train.batch_size", "train.init",
     *(key for key in configs.KEYS if key.startswith(("network.", "optim.", "process.", "prediction.", "loss.", "times."))),
 }  # fmt: skip
 FREE = {
-    "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "train.steps", "train.steps_per_call",
+    "ema.snapshot_every", "data.data_dir", "data.raw_dir", "data.path", "data.memory_limit_mb", "train.steps",
+    "train.steps_per_call",
     "train.log_every", "train.sample_every",
     "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.micro_batches", "train.on_nonfinite",
     "train.max_skips", "train.debug_nans", "train.allow_changes",
@@ -939,6 +943,7 @@ FREE = {
 # In which a key acts that does not act in the base config.
 GIVEN = {key: given for key, (_, _, given) in TASK_KEYS.items()}
 GIVEN |= {key: {"data.name": "toy2d"} for key in ("data.pattern", "data.num_examples", "data.seed")}
+GIVEN |= {key: {"ema.widths": (0.1,)} for key in ("ema.snapshot_every", "sampler.ema_width")}
 GIVEN |= {key: {"data.name": "folder"} for key in ("data.image_size", "data.channels")}
 GIVEN |= {key: {"optim.name": name, "optim.schedule": schedule} for key, (name, schedule, _) in OF_CHOICES.items()}
 

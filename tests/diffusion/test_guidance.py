@@ -104,7 +104,7 @@ def test_an_ancestral_step_takes_the_shift_for_the_mean():
     x, x0, shift = jnp.array([[0.3, -1.0]]), jnp.array([[0.2, 0.5]]), jnp.array([[2.0, -3.0]])
     plain = Prediction(x0, (x - process.alpha(t) * x0) / process.sigma(t))
     shifted = add_score(process, t, plain, shift)._replace(shift=shift)
-    for name in ("small", "large"):
+    for name in ("fixed_small", "fixed_large"):
         at = At(t, s, 0, 1, lambda j: x, None)  # noqa: ARG005
         _, mean, _ = ancestral(variance=name).step(lambda x, t: shifted, process, x, (), at)  # noqa: ARG005
         expected = posterior_mean(process, x, x0, t, s) + VARIANCES[name](process, t, s, None) * shift

@@ -236,7 +236,7 @@ def test_likelihoods(point_run, workdir):
         (lambda: run.log_likelihood(pixels / 255), "The likelihood is that of pixels, uint8, found float64"),
         (lambda: run.log_likelihood(pixels[:, :7]), r"of the run's shape, \[N, 8, 8, 1\]"),
         (lambda: run.log_likelihood(pixels, labels=3), "is not conditional"),
-        (lambda: run.log_likelihood(pixels, name="ddim"), "log_likelihood takes solver, .* and ema, found name"),
+        (lambda: run.log_likelihood(pixels, name="ddim"), "log_likelihood takes solver, .*, ema and ema_width, found name"),
         (lambda: run.log_likelihood(pixels, solver="dopri5", steps=5), "eval.steps does not apply to eval.solver=dopri5"),
         (lambda: run.log_likelihood(pixels, progress="yes"), "progress must be True or False, found 'yes'"),
         (lambda: point_run.log_likelihood(points * np.nan), "The images must be finite floats"),

@@ -14,7 +14,8 @@ from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.tasks import build
 from ddpm_jax.tasks.task import Task
 from ddpm_jax.training import parallel
-from ddpm_jax.training.step import State, init_state, make_step, run_once, update_ema
+from ddpm_jax.training.averages import decayed_average
+from ddpm_jax.training.step import State, init_state, make_step, run_once
 
 
 def run_steps(config, source, count, devices, per_call=1, micro_batches=1):
@@ -254,7 +255,7 @@ def test_ema_starts_gradually():
     """d = min(decay, (1 + k) / (10 + k)) of every step, followed by hand for a scalar parameter."""
     ema, expected = jnp.asarray(0.0), 0.0
     for k in range(100):
-        ema = update_ema(ema, jnp.asarray(float(k)), 0.9, jnp.asarray(k))
+        ema = decayed_average(ema, jnp.asarray(float(k)), 0.9, jnp.asarray(k))
         d = min(0.9, (1 + k) / (10 + k))
         expected = d * expected + (1 - d) * k
         chex.assert_trees_all_close(ema, np.float32(expected), rtol=1e-5)
