@@ -199,7 +199,7 @@ KEYS: dict[str, Key] = {
     "sampler.ema_width": Key(0.0, "--mode=sample, eval: an average of another width, of those kept; 0: none", WIDTH_OR_NONE),
     "sampler.name": Key("ancestral", "the sampler", SAMPLERS),
     "sampler.steps": Key(1000, "points of the time grid, the first at the noise end", to(STEPS)),
-    "sampler.grid": Key("uniform", "how they are spaced", GRIDS),
+    "sampler.grid": Key(AUTO, "how they are spaced; auto: as suits the sampler, log_snr or, of order 1, uniform", GRIDS),
     "sampler.t_min": Key(AUTO, "the last of them in continuous time", POSITIVE, float),
     "sampler.sections": Key("10,10,15,15,15", "their counts per section of the chain, or ddim50", SHORT),
     "sampler.rho": Key(AUTO, "karras: sigma^(1/rho) is evenly spaced; polyexponential: 1 is even in log-SNR", POSITIVE, float),

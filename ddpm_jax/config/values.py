@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from ddpm_jax.config.keys import KEYS
 from ddpm_jax.construct import AUTO, own_default, takes
+from ddpm_jax.tasks.choices import best_grid
 
 
 def base() -> ConfigDict:
@@ -118,9 +119,19 @@ def is_default(key: str, config: ConfigDict) -> bool:
 
 
 def _own(key, config):
+    if key == "sampler.grid":
+        return _own_grid(config)
     by = chooser(key)
     own = own_default(chosen(by, config), key.rpartition(".")[2], AUTO) if by else AUTO
     return AUTO if own is None or own == math.inf else own
+
+
+def _own_grid(config):
+    """AUTO where there is no such process or sampler, which `validate` says."""
+    try:
+        return best_grid(config)
+    except (ValueError, KeyError):
+        return AUTO
 
 
 def chosen(by, config):

@@ -21,12 +21,12 @@ class Variant(NamedTuple):
 def ddpm(config: ConfigDict) -> None:
     """the ancestral sampler on all steps of the chain, fixed large variance (Ho et al. 2020)"""
     steps = configs.acting("process.steps", config)
-    config.sampler.update(name="ancestral", grid="uniform", variance="fixed_large", steps=1000 if steps == AUTO else steps)
+    config.sampler.update(name="ancestral", grid=AUTO, variance="fixed_large", steps=1000 if steps == AUTO else steps)
 
 
 def ddim(config: ConfigDict) -> None:
     """the deterministic DDIM sampler in 50 steps (Song et al. 2021)"""
-    config.sampler.update(name="ddim", steps=50, grid="uniform", eta=0.0)
+    config.sampler.update(name="ddim", steps=50, grid=AUTO, eta=0.0)
 
 
 def _learn(config, process, prediction, weighting, times="uniform"):
@@ -37,7 +37,7 @@ def _learn(config, process, prediction, weighting, times="uniform"):
 
 def _score_sde(config, process):
     _learn(config, process, "eps", "simple")
-    config.sampler.update(name="euler_maruyama", steps=1000, grid="uniform", clip="none")
+    config.sampler.update(name="euler_maruyama", steps=1000, grid=AUTO, clip="none")
 
 
 def vp(config: ConfigDict) -> None:
@@ -78,7 +78,7 @@ def improved(config: ConfigDict) -> None:
     _learn(config, "cosine", "eps", "simple")
     config.process.steps = 4000
     config.loss.update(name="hybrid", variance="learned_range")
-    config.sampler.update(name="ancestral", steps=100, grid="uniform", variance="learned_range")
+    config.sampler.update(name="ancestral", steps=100, grid=AUTO, variance="learned_range")
 
 
 def improved_vlb(config: ConfigDict) -> None:
@@ -91,7 +91,7 @@ def ncsn(config: ConfigDict) -> None:
     """232 levels of noise up to 50, eps with the weight sigma^2, five Langevin steps on each (Song & Ermon 2020, NCSNv2)"""
     _learn(config, "ncsn", "eps", "ncsn")
     config.process.steps = 232
-    config.sampler.update(name="annealed_langevin", steps=232, grid="uniform", langevin_steps=5, rate=0.062)
+    config.sampler.update(name="annealed_langevin", steps=232, grid=AUTO, langevin_steps=5, rate=0.062)
     config.sampler.clip = "none"
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.construct import arguments, construct
+from ddpm_jax.construct import AUTO, arguments, construct
 from ddpm_jax.diffusion.grids import GRIDS
 from ddpm_jax.diffusion.keys import Purpose, key_of
 from ddpm_jax.diffusion.losses import LOSSES, WEIGHTINGS, Loss, check_chain
@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.predictions import PREDICTIONS, PredictionType, check_al
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.diffusion.sample import check
-from ddpm_jax.diffusion.samplers import SAMPLERS, Sampler
+from ddpm_jax.diffusion.samplers import BEST_GRIDS, SAMPLERS, TIME_IS_SIGMA, Sampler
 from ddpm_jax.diffusion.times import TIMES, Examples, TimestepSampler
 
 
@@ -38,6 +38,23 @@ def _about(*keys):
     except ValueError as error:
         error.keys = keys
         raise
+
+
+def best_grid(config) -> str:
+    """The name of the sampler's own grid on the process: of `BEST_GRIDS`; uniform where log-SNR has no end at t_max."""
+    if config.process.name in TIME_IS_SIGMA:
+        return "log_snr"
+    best = BEST_GRIDS.get(config.sampler.name, "uniform")  # of one from elsewhere
+    if best == "uniform":
+        return best
+    process = construct(PROCESSES, config.process)
+    with jax.ensure_compile_time_eval():
+        return "uniform" if float(process.alpha(process.t_max)) == 0 else best
+
+
+def spacing_of(config) -> str:
+    """The name of the grid: config.sampler.grid; for AUTO, `best_grid`."""
+    return best_grid(config) if config.sampler.grid == AUTO else config.sampler.grid
 
 
 def choose(config) -> Choices:
@@ -67,12 +84,13 @@ def choose(config) -> Choices:
     with _about("sampler.name"):
         sampler = construct(SAMPLERS, config.sampler)
     with _about("process.name", "process.steps", "sampler.grid", "sampler.steps"):
-        grid = construct(GRIDS, config.sampler, process, choice="grid")
+        spacing = spacing_of(config)
+        grid = construct(GRIDS, dict(config.sampler) | {"grid": spacing}, process, choice="grid")
     with _about("process.name", "process.steps", "sampler.name", "sampler.grid", "sampler.steps", "sampler.last"):
         check(sampler, process, grid, config.sampler.last)
     with _about("sampler.grid", "sampler.steps", "sampler.times", "sampler.sections"):
         if len(grid) != config.sampler.steps:
-            raise ValueError(f"the {config.sampler.grid} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
+            raise ValueError(f"the {spacing} grid has {len(grid)} times: set config.sampler.steps={len(grid)}")
     return Choices(process, prediction, loss, times, sampler, grid)
 
 

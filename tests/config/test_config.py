@@ -33,7 +33,7 @@ from ddpm_jax.models import NETWORKS
 from ddpm_jax.optimizers import OPTIMIZERS, SCHEDULES, optimizer_of
 from ddpm_jax.runs import jobs, resumable, sampling
 from ddpm_jax.tasks import TASKS, build, inpainting
-from ddpm_jax.tasks.choices import choose
+from ddpm_jax.tasks.choices import choose, spacing_of
 from ddpm_jax.training import loop
 
 
@@ -214,7 +214,8 @@ def of_loss(config):
 
 def of_sampler(config):
     process = construct(PROCESSES, config.process)
-    return tree((construct(SAMPLERS, config.sampler), construct(GRIDS, config.sampler, process, choice="grid")))
+    spacing = dict(config.sampler) | {"grid": spacing_of(config)}
+    return tree((construct(SAMPLERS, config.sampler), construct(GRIDS, spacing, process, choice="grid")))
 
 
 def of_evaluation(config):
@@ -624,6 +625,27 @@ def test_the_same_config_leaves_the_same_run(run_job):
     assert parts(smoke()) == parts(smoke())
     assert evaluation.__wrapped__(()) == evaluation(())
     assert updates(smoke()) == updates(smoke())
+
+
+@pytest.mark.parametrize(
+    "changes, grid",
+    [
+        ({}, "uniform"),  # ancestral
+        ({"sampler.name": "dpmpp_2m"}, "log_snr"),
+        ({"sampler.name": "dpmpp_2m", "process.name": "linear", "process.zero_terminal_snr": True}, "uniform"),
+        ({"sampler.name": "ddim", "process.name": "edm"}, "log_snr"),
+        ({"sampler.name": "dpmpp_2m", "sampler.grid": "karras"}, "karras"),
+    ],
+)
+def test_a_sampler_takes_its_own_grid_where_none_is_named(changes, grid):
+    """It is what acts, and its keys apply; the chain's first time is the same, the others are those of the grid."""
+    config = smoke({"prediction.name": "v"} | changes)
+    configs.validate(config)
+    assert configs.acting("sampler.grid", config) == grid
+    assert configs.is_default("sampler.grid", config) == ("sampler.grid" not in changes)
+    process = construct(PROCESSES, config.process)
+    np.testing.assert_array_equal(choose(config).grid, GRIDS[grid](process, steps=5))
+    assert configs.applies("sampler.rho", config) == (grid == "karras")
 
 
 # ------------------------------------------------------- every key arrives: what an evaluation computes

@@ -65,7 +65,20 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "deis": deis,
     "adaptive_ode": adaptive_ode,
 }
+# The grid of `grids.GRIDS` that a sampler takes where none is named. Of the second order and up: evenly in log-SNR. On 18
+# processes, with 20 points and a Gaussian of deviation 0.316, these end at 0.81 to 1.42 of that deviation, and with even times
+# at 0.04 to 31 of it. The others keep the even times of their papers, which with all steps of a chain are the chain; but of a
+# process whose time is sigma, where they would make one step of sigma_max / N.
+BEST_GRIDS: dict[str, str] = dict.fromkeys(SAMPLERS, "log_snr") | dict.fromkeys(
+    (
+        "ancestral", "ddim", "euler_ancestral", "generalized_ddim", "adjusted_ddim", "euler", "euler_maruyama",
+        "reverse_diffusion", "predictor_corrector", "annealed_langevin", "adaptive_ode",
+    ),
+    "uniform",
+)  # fmt: skip
+TIME_IS_SIGMA = ("edm",)
 __all__ = [
+    "BEST_GRIDS", "TIME_IS_SIGMA",
     "NORMS", "PREDICTORS", "SLOPES", "UNIPC_B", "At", "Sampler", "churned", "corrected", "count_evaluations", "repeat",
     "SAMPLERS",
     *SAMPLERS,
