@@ -295,7 +295,7 @@ def test_the_variance_that_was_learned():
     config.eval.variance = "fixed_small"
     assert computed() != learned
     config.eval.variance = "learned"
-    with pytest.raises(UserError, match="eval.variance=learned was not learned by this run: take auto, small or large"):
+    with pytest.raises(UserError, match="variance=learned was not learned by this run: take auto, fixed_small or fixed_large"):
         computed()
 
 

@@ -206,6 +206,7 @@ def point_run(point_config, point_source, tmp_path):
     return ddpm_jax.load(tmp_path / "points")
 
 
+@pytest.mark.thorough
 def test_likelihoods(point_run, workdir):
     """The kernel's, of points and of dequantised pixels, whose levels are 7 bits apart; one batch or several."""
     points, keys = np.linspace(-1, 1, 10, dtype=np.float32).reshape(5, 2), sample_keys(0, jnp.arange(5))
@@ -278,6 +279,7 @@ def test_weights_go_out_and_come_back(point_run, workdir, tmp_path):
         point_run.export("weights.npz")
 
 
+@pytest.mark.thorough
 def test_progress_is_shown_where_it_is_wanted(point_run, monkeypatch):
     told = []
 

@@ -30,7 +30,7 @@ def draw(config, params, devices=1, **sampler):
     config.sampler.update(**sampler)
     devices = jax.devices()[:devices]
     task = build(config, (8, 8, 1))
-    return sampling.make_draw(task, config.sampler, devices)(parallel.replicate(params, devices))
+    return sampling.make_draw(task, config.sampler, devices)(parallel.replicate(params, devices), ())
 
 
 @pytest.mark.thorough

@@ -65,18 +65,18 @@ def test_its_loss_is_the_cross_entropy_of_noised_images(classifier_config, tiny_
     batch = {name: array[:6] for name, array in tiny_source.arrays.items()}
     examples = Examples(jax.random.split(jax.random.key(1), 6), jnp.arange(6), 6)
     loss, log_prob = jax.jit(task.loss), jax.jit(task.log_prob)
-    np.testing.assert_allclose(loss(params, batch, examples, ())[0], np.log(10), rtol=1e-6)
+    np.testing.assert_allclose(loss(params, (), batch, examples, ())[0], np.log(10), rtol=1e-6)
 
     params = perturbed(params)
     t, _ = choose(classifier_config).times.draw(task.process, examples._replace(keys=examples.of(TIME)), ())
     eps = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 1)))(examples.of(NOISE))
     x = add_noise(task.process, batch["image"] / 127.5 - 1, eps, t)
-    np.testing.assert_allclose(loss(params, batch, examples, ())[0], -log_prob(params, x, t, batch["label"]), rtol=1e-4)
+    np.testing.assert_allclose(loss(params, (), batch, examples, ())[0], -log_prob(params, (), x, t, batch["label"]), rtol=1e-4)
 
-    every = jnp.stack([log_prob(params, x, 0.5, jnp.full(6, label)) for label in range(10)])
+    every = jnp.stack([log_prob(params, (), x, 0.5, jnp.full(6, label)) for label in range(10)])
     np.testing.assert_allclose(jnp.exp(every).sum(0), 1, rtol=1e-5)
-    np.testing.assert_allclose(log_prob(params, x[2:4], 0.5, jnp.array([3, 7])), [every[3, 2], every[7, 3]], rtol=1e-4)
-    assert np.abs(every[3] - log_prob(params, x, 0.6, jnp.full(6, 3))).max() > 1e-4
+    np.testing.assert_allclose(log_prob(params, (), x[2:4], 0.5, jnp.array([3, 7])), [every[3, 2], every[7, 3]], rtol=1e-4)
+    assert np.abs(every[3] - log_prob(params, (), x, 0.6, jnp.full(6, 3))).max() > 1e-4
     assert np.abs(every[3, 0] - every[3, 1]) > 1e-4
 
 

@@ -12,15 +12,15 @@ from ddpm_jax.diffusion.guidance import classifier_free
 from ddpm_jax.diffusion.keys import Purpose, key_of, keys_of
 from ddpm_jax.diffusion.likelihood import SOLVERS, log_likelihood
 from ddpm_jax.diffusion.process import add_noise
-from ddpm_jax.diffusion.sample import encode, sample, sample_keys
+from ddpm_jax.diffusion.sample import Sampled, encode, sample, sample_keys
 from ddpm_jax.diffusion.samplers import ddim
 from ddpm_jax.diffusion.times import TIMES, Examples
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import bits_per_dimension
 from ddpm_jax.models import NETWORKS
-from ddpm_jax.runs import jobs, resumable, run_directory
+from ddpm_jax.runs import resumable, run_directory, sampling
 from ddpm_jax.runs.run import Run
-from ddpm_jax.tasks import build
+from ddpm_jax.tasks import build, conditions
 from ddpm_jax.tasks.conditions import CONDITIONS, Conditioning
 from ddpm_jax.tasks.noising import LABEL, NOISE, TIME
 
@@ -125,6 +125,7 @@ def test_samples_guidance_encoding_and_likelihood_are_those_of_the_kernel(kind, 
     """Sample i has row i mod N; a condition that is given takes the place of those of all classes."""
     run = train(1)
     run.config.sampler.update(name="ddim", steps=5)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     process, times, keys = run.process, uniform(run.process, steps=5), sample_keys(0, jnp.arange(4))
     word, given, all_four = kind.rstrip("s"), rows(kind, [2, 0, 1, 1]), rows(kind, [0, 1, 2, 0])
 
@@ -137,16 +138,20 @@ def test_samples_guidance_encoding_and_likelihood_are_those_of_the_kernel(kind, 
         denoise = classifier_free(lambda x, t: (conditional(x, t), unconditional(x, t)), process, scale=scale)
         return sample(ddim(eta=0.0), denoise, process, times, keys, (2,)).x
 
-    for devices in (1, 4):
-        found = jax.devices()[:devices]
-        monkeypatch.setattr(jax, "local_devices", lambda found=found: found)
-        run.compiled.clear()
-        same(run.sample(4), by_hand(all_four, 1.0))
-        same(run.sample(4, condition=rows(kind, [2, 1])), by_hand(rows(kind, [2, 1, 2, 1]), 1.0))
-    same(run.sample(4, condition=rows(kind, 1)), by_hand(rows(kind, [1, 1, 1, 1]), 1.0))
+    plain = run.sample(4)
+    same(plain, by_hand(all_four, 1.0))
+    same(run.sample(4, condition=rows(kind, [2, 1, 0])), by_hand(rows(kind, [2, 1, 0, 2]), 1.0))
+    of_one = conditions.at_least_one(run.task.condition.null, rows(kind, 1))
+    assert conditions.count(of_one) == 1 and conditions.count(all_four) == 4
+    for found, row in zip(*map(jax.tree.leaves, (conditions.in_turn(of_one, np.arange(4)), rows(kind, [1] * 4))), strict=True):
+        np.testing.assert_array_equal(found, row)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:4])
+    run.compiled.clear()
     guided = run.sample(4, guidance=3.0)
     same(guided, by_hand(all_four, 3.0), 1e-3)
-    assert np.abs(guided - run.sample(4)).max() > 1e-2
+    assert np.abs(guided - plain).max() > 1e-2
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    run.compiled.clear()
 
     points = np.random.default_rng(0).normal(size=(4, 2)).astype("f")
     up = encode(ddim(eta=0.0), run.denoiser(given), process, times[::-1], points).x
@@ -166,11 +171,9 @@ def test_samples_guidance_encoding_and_likelihood_are_those_of_the_kernel(kind, 
         run.log_likelihood(points, **settings)
 
 
-def test_written_samples_and_evaluations_have_their_conditions(kind, config, train, point_source):
-    run = train(1)
-    config.sampler.update(num_samples=4, batch_size=2, frames=0)
-    jobs.draw_and_write(config, run.workdir, run.task, run.state)
-    (path,) = (run.workdir / "samples").glob("*.npz")
+def test_written_samples_have_their_conditions(kind, config, parts_of, tmp_path):
+    parts = parts_of(Sampled(np.zeros((4, 2), "f"), 1))
+    _, path, _ = sampling.write_samples(tmp_path, "name", parts, {}, build(config, (2,), 3).condition)
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files if name != "arr_0"}
     wanted = {"arr_1": np.array([0, 1, 2, 0], np.int32)}
@@ -180,6 +183,10 @@ def test_written_samples_and_evaluations_have_their_conditions(kind, config, tra
     for name, array in wanted.items():
         np.testing.assert_array_equal(arrays[name], array)
 
+
+@pytest.mark.thorough
+def test_examples_are_evaluated_given_their_conditions(kind, train, point_source):
+    run = train(1)
     run.config.eval.update(bpd=True, solver="rk4", steps=3, num_examples=3, batch_size=2, bound_steps=4, probe="exact")
     found = bits_per_dimension.evaluate(run, point_source)
     assert found["conditions"]["data"]["given"] == kind.rstrip("s")

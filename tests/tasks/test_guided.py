@@ -197,7 +197,7 @@ def test_labels_are_called_by_the_names_of_classes(config):
 @pytest.mark.thorough
 def test_a_denoiser_of_a_class_by_its_name(run):
     x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.asarray(0.5)
-    named = dataclasses.replace(run, class_names=NAMES)
+    named = dataclasses.replace(run, class_names=NAMES, task=build(run.config, (2,), 3, class_names=NAMES))
     np.testing.assert_array_equal(named.denoiser(["cat", "ant", "bee"])(x, t).eps, run.denoiser([2, 0, 1])(x, t).eps)
     np.testing.assert_array_equal(named.denoiser("bee")(x, t).eps, run.denoiser(1)(x, t).eps)
 

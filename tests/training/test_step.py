@@ -49,7 +49,9 @@ def assert_rounding_apart(a, b):
 SPLITS = [(2, 1), (4, 1), (8, 1), (1, 4), (2, 2)]
 
 
-@pytest.mark.parametrize("devices, micro_batches", SPLITS)
+@pytest.mark.parametrize(
+    "devices, micro_batches", [s if s in ((2, 1), (2, 2)) else pytest.param(*s, marks=pytest.mark.thorough) for s in SPLITS]
+)
 def test_the_same_on_any_number_of_devices_and_in_micro_batches(point_config, point_source, devices, micro_batches):
     """The same noise for each example, so only the order of the sums differs."""
     one = run_steps(point_config, point_source, 3, devices=1)
@@ -70,7 +72,7 @@ def test_the_bound_ends_in_the_mass_of_pixels_and_in_the_density_of_points(point
     assert decoders == [bins, density]
 
 
-@pytest.mark.parametrize("devices, micro_batches", [(4, 1), (1, 4)])
+@pytest.mark.parametrize("devices, micro_batches", [pytest.param(4, 1, marks=pytest.mark.thorough), (1, 4)])
 def test_the_same_labels_are_dropped(point_config, point_source, devices, micro_batches):
     """On any number of devices, and in micro-batches."""
     point_config.cond.update(labels=True, dropout=0.5)
@@ -78,7 +80,7 @@ def test_the_same_labels_are_dropped(point_config, point_source, devices, micro_
     assert_rounding_apart(one, run_steps(point_config, point_source, 3, devices, micro_batches=micro_batches))
 
 
-@pytest.mark.parametrize("devices, micro_batches", [(4, 1), (2, 2)])
+@pytest.mark.parametrize("devices, micro_batches", [pytest.param(4, 1, marks=pytest.mark.thorough), (2, 2)])
 def test_times_that_see_the_whole_batch(devices, micro_batches, point_config, point_source):
     """Stratified ones go by the place in it, importance-sampled ones by the losses of all of it, in its order."""
     point_config.process.steps, point_config.times.kept = 5, 2
@@ -91,6 +93,7 @@ def test_times_that_see_the_whole_batch(devices, micro_batches, point_config, po
     assert one[0].history.counts.sum() == 5 * 16 and (one[0].history.counts >= 2).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "devices, micro_batches", [(4, 1), *(pytest.param(*s, marks=pytest.mark.full) for s in SPLITS if s != (4, 1))]
 )
@@ -99,6 +102,7 @@ def test_the_same_with_a_unet(tiny_config, tiny_source, devices, micro_batches):
     assert_rounding_apart(one, run_steps(tiny_config, tiny_source, 3, devices, micro_batches=micro_batches))
 
 
+@pytest.mark.thorough
 def test_twice_the_same_bits(tiny_config, tiny_source):
     a, metrics_a = run_steps(tiny_config, tiny_source, 3, devices=1)
     b, metrics_b = run_steps(tiny_config, tiny_source, 3, devices=1)
@@ -215,7 +219,7 @@ def test_an_update_that_is_not_finite_is_refused(bad):
         np.testing.assert_allclose(after.ema[0] - 1, 9 / 11 * (after.params - 1), rtol=1e-6)  # d = 2 / 11, of the second step
 
 
-@pytest.mark.parametrize("loss", ["denoising", "hybrid"])
+@pytest.mark.parametrize("loss", [pytest.param("denoising", marks=pytest.mark.thorough), "hybrid"])
 def test_what_bfloat16_leaves_in_float32(loss, tiny_config):
     """Parameters, averages, optimizer state and metrics; in the network the sums, and the last convolution, alone of them all.
 
