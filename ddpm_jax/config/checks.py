@@ -46,6 +46,8 @@ def check(config: ConfigDict) -> None:
     for key, value in flatten(config).items():
         check_value(key, value)
     _check_conditioning(config)
+    if len(set(config.ema.widths)) < len(config.ema.widths):
+        raise UserError(f"config.ema.widths is {config.ema.widths}: give each width once.")
     kept = [*config.ema.decays, *(f"the width {width}" for width in config.ema.widths)]
     if config.sampler.ema >= len(kept):
         raise UserError(

@@ -39,9 +39,9 @@ from ddpm_jax.tasks.guided import FORMS
 from ddpm_jax.writers import WAYS
 
 PARTS = (are_parts, "of names and factors that are not negative, as encoder=0.1,decoder=2")
-WIDEST = 0.288675  # below 12^-1/2, the relative width of a plain mean
-WIDTH = (lambda value: 0 < value < WIDEST, f"greater than 0 and below {WIDEST}, that of a plain mean")
-WIDTH_OR_NONE = (lambda value: 0 <= value < WIDEST, f"at least 0 and below {WIDEST}, that of a plain mean")
+NARROWEST, WIDEST = 0.001, 0.288675  # the latter below 12^-1/2, the relative width of a plain mean
+WIDTH = (lambda value: NARROWEST <= value < WIDEST, f"at least {NARROWEST} and below {WIDEST}, that of a plain mean")
+WIDTH_OR_NONE = (lambda value: value == 0 or WIDTH[0](value), f"0 or {WIDTH[1]}")
 
 # What the keys of a section say.
 SECTIONS = {

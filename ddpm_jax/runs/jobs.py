@@ -76,7 +76,7 @@ def sample(config: ConfigDict, workdir: Path) -> None:
     """Samples from the checkpoint of a run that config.sampler.checkpoint names."""
     restored = run.restore(workdir, config)
     given = inpainting.read(config.inpaint, restored.image_shape) if config.inpaint.images else ()
-    draw_and_write(config, workdir, restored.task, restored.state, given)
+    draw_and_write(config, workdir, restored.task, restored.state, given, restored.params)
 
 
 def draw_forward_process(
@@ -93,15 +93,22 @@ def draw_forward_process(
     sampling.write_film(folder, "forward_process", np.asarray(film))
 
 
-def draw_and_write(config: ConfigDict, workdir: Path, task: Task, state: State, given: inpainting.Given | tuple = ()) -> None:
-    """Samples with the averaged parameters that sampler.ema names and writes the files, whose names it prints.
+def draw_and_write(
+    config: ConfigDict,
+    workdir: Path,
+    task: Task,
+    state: State,
+    given: inpainting.Given | tuple = (),
+    params: Any = None,
+) -> None:
+    """Samples with the averaged parameters that sampler.ema names, or others, and writes the files, whose names it prints.
 
     Every batch is on the disk as soon as it is drawn. What was drawn in the same way until a kill is not drawn again.
     given: what to inpaint. Raises UserError where the method of inpainting does not go with the sampler.
     """
     devices, c = jax.local_devices(), config.sampler
     batches = sampling.make_batches(task, c, devices)
-    params, knobs = state.ema[c.ema], task.knobs._replace(given=given)
+    params, knobs = state.ema[c.ema] if params is None else params, task.knobs._replace(given=given)
     how = f"{c.name}, {c.steps} steps"
     if given:
         inpainting.check_condition(task)

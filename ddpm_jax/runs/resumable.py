@@ -90,6 +90,7 @@ def train(
     if start.step:
         say(f"continuing from step {start.step}")
     log = Log(workdir, start.step)
+    snapshots.cut(workdir, start.step)
     preview = sampling.make_preview(task, config.sampler, devices) if task.course else None
 
     def save(now):

@@ -68,6 +68,7 @@ class Run:
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict)  # samplers, by the config they are made from
     guides: dict[str, Any] = dataclasses.field(default_factory=dict)  # other runs, by their directories
     class_names: tuple[str, ...] = ()  # by their labels; () where they are not known
+    made: dict[float, Any] = dataclasses.field(default_factory=dict)  # by its width, the average that was last made of others
 
     def __repr__(self) -> str:
         """One line: where it lies, what it is of, and how far it was trained."""
@@ -80,7 +81,7 @@ class Run:
     @property
     def params(self) -> Any:
         """The averaged parameters that sampling uses: those of `config.sampler.ema`, or of `config.sampler.ema_width`."""
-        return self.state.ema[self.config.sampler.ema]
+        return self._average_of(self.config)
 
     def average(self, width: float) -> "Run":
         """This run with the power-function average of this relative width as its `params`, as if it had been kept.
@@ -91,9 +92,9 @@ class Run:
         config = self.config.copy_and_resolve_references()
         config.sampler.ema_width = width
         configs.validate(config)
-        ema = list(self.state.ema)
-        ema[config.sampler.ema] = snapshots.average(self.workdir, config, self.state, width)
-        return dataclasses.replace(self, config=config, state=self.state._replace(ema=tuple(ema)), compiled={})
+        averaged = dataclasses.replace(self, config=config, made={})
+        averaged.made[width] = snapshots.average(self.workdir, config, self.state, width)
+        return averaged
 
     @property
     def process(self) -> Process:
@@ -225,7 +226,7 @@ class Run:
             raise UserError(f"The likelihood of a conditional run is that given the {name}s: give the images', {name}s=[...].")
         known = None if given is None else jax.device_get(conditions.each(self.task.condition, self._known(given), len(rows)))
         config = self._overridden(len(rows), settings, "eval", {})
-        run = dataclasses.replace(self._averaged(config), config=config)
+        run = dataclasses.replace(self, config=config)
         with shown(progress, len(rows), "examples") as report:
             return bits_per_dimension.log_likelihood(run, rows, known, report)
 
@@ -246,13 +247,14 @@ class Run:
         return weights.write(path, self.params, about)
 
     def with_weights(self, path: str | Path) -> "Run":
-        """This run with the parameters of a file that `export` wrote as its `params`.
+        """This run with the parameters of a file that `export` wrote as its `params`, in place of its average of `sampler.ema`.
 
         Raises UserError where the file cannot be read, or its parameters are of another network.
         """
-        ema = list(self.state.ema)
-        ema[self.config.sampler.ema] = weights.read(path, self.params)
-        return dataclasses.replace(self, state=self.state._replace(ema=tuple(ema)))
+        config, ema = self.config.copy_and_resolve_references(), list(self.state.ema)
+        config.sampler.ema_width = 0.0
+        ema[config.sampler.ema] = weights.read(path, ema[config.sampler.ema])
+        return dataclasses.replace(self, config=config, state=self.state._replace(ema=tuple(ema)))
 
     def _draw(self, count, told, *, given=(), start=None, until=None, invertible=False, up=False):
         """told: the user's overrides. given: what to inpaint. start [count, ...]: the states to begin in; until: images, and
@@ -283,15 +285,18 @@ class Run:
         if given and same_program not in self.compiled:
             inpainting.check(config, task, self.state.ema[0], self.state.frozen, knobs)
         self.compiled[same_program] = draw
-        params = self._averaged(config).state.ema[config.sampler.ema], self.state.frozen
-        params = parallel.replicate(params, devices)
+        params = parallel.replicate((self._average_of(config), self.state.frozen), devices)
         with shown(progress, sampling.work(config.sampler, devices, knobs), "sampling steps") as report:
             return draw(*params, report, knobs, config.sampler.seed)
 
-    def _averaged(self, config):
-        """This run, with the average that an overridden config names where it is another than its own."""
-        width, same = config.sampler.ema_width, config.sampler.ema_width == self.config.sampler.ema_width
-        return self if same or not width else self.average(width)
+    def _average_of(self, config):
+        """The average that a config's sampler.ema_width or sampler.ema names."""
+        width = config.sampler.ema_width
+        if width and width not in self.made:
+            average = snapshots.average(self.workdir, config, self.state, width)
+            self.made.clear()
+            self.made[width] = average
+        return self.made[width] if width else self.state.ema[config.sampler.ema]
 
     def _encoded(self, images, keys):
         """Images as states of the space that the model is of. keys [B]: of the samples that begin there."""
@@ -422,5 +427,4 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     if restored is None:
         first = min(config.train.checkpoint_every, config.train.steps)
         raise UserError(f"{workdir} has no checkpoint yet: the first comes at step {first}. Train it with --workdir={workdir}.")
-    run = Run(workdir, config, image_shape, num_classes, task, restored[1], class_names=class_names)
-    return run.average(config.sampler.ema_width) if config.sampler.ema_width else run
+    return Run(workdir, config, image_shape, num_classes, task, restored[1], class_names=class_names)

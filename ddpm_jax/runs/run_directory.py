@@ -351,7 +351,7 @@ def held(workdir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk: held all the same
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode())
             file.flush()
-        files.clear_left_over((workdir, workdir / "samples", workdir / "evaluations"))
+        files.clear_left_over(workdir / name for name in ("", "samples", "averages", "evaluations"))
         try:
             yield
         finally:

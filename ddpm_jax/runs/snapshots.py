@@ -36,6 +36,12 @@ def write(workdir: Path, config: ConfigDict, step: int, state: State) -> None:
         ) from error
 
 
+def cut(workdir: Path, step: int) -> None:
+    """Removes those past a step, which a run that continues from it makes again, or makes otherwise."""
+    for path in _files(workdir, lambda there: there > step).values():
+        path.unlink()
+
+
 def average(workdir: Path, config: ConfigDict, state: State, width: float) -> Any:
     """The parameters that the average of this relative width would be at the state's step, see `averages.shares`.
 
@@ -49,10 +55,9 @@ def average(workdir: Path, config: ConfigDict, state: State, width: float) -> An
         )
     own = _numbered(_of_widths(config, state))
     kept = {step: own}
-    for path in sorted((workdir / FOLDER).glob(f"step_*{weights.ENDING}")):
-        there = NAME.fullmatch(path.name)
-        if there and 0 < int(there[1]) < step and (found := _read(path, own, widths)) is not None:
-            kept[int(there[1])] = found
+    for there, path in _files(workdir, lambda there: 0 < there < step).items():
+        if (found := _read(path, own, widths)) is not None:
+            kept[there] = found
     steps = np.repeat([*kept], len(widths))
     shares = averages.shares(steps, np.tile(widths, len(kept)), step, width).reshape(len(kept), len(widths))
     total = None
@@ -61,6 +66,12 @@ def average(workdir: Path, config: ConfigDict, state: State, width: float) -> An
             part = jax.tree.map(lambda leaf, share=share: share * np.float64(leaf), found[FOLDER][str(number)])
             total = part if total is None else jax.tree.map(np.add, total, part)
     return jax.tree.map(lambda leaf, like: np.asarray(leaf, np.asarray(like).dtype), total, own[FOLDER]["0"])
+
+
+def _files(workdir, wanted):
+    """{step: path} of the steps that are wanted, upwards."""
+    found = {int(name[1]): path for path in (workdir / FOLDER).glob("*") if (name := NAME.fullmatch(path.name))}
+    return {step: found[step] for step in sorted(found) if wanted(step)}
 
 
 def _of_widths(config, state):

@@ -21,7 +21,7 @@ def decayed_average(old, params, decay: float, step: jax.Array):
 
     The gradual start keeps the initial parameters out of the averages of short runs.
     """
-    return _mixed(old, params, jnp.minimum(decay, (1 + step) / (10 + step)))
+    return _mixed(old, params, 1 - jnp.minimum(decay, (1 + step) / (10 + step)))
 
 
 def power_average(old, params, width: float, step: jax.Array):
@@ -29,12 +29,11 @@ def power_average(old, params, width: float, step: jax.Array):
 
     Exact, since (1 - 1/t)^(gamma + 1) is the share of p(.; t) that lies before t - 1. At t = 1 it is params.
     """
-    beta = (1 - 1 / (step + 1)) ** (gamma_of(width) + 1)
-    return _mixed(old, params, beta)
+    return _mixed(old, params, -jnp.expm1((gamma_of(width) + 1) * jnp.log1p(-1 / (step + 1))))
 
 
 def _mixed(old, params, share):
-    return jax.tree.map(lambda old, new: old + (1 - share) * (new - old), old, params)
+    return jax.tree.map(lambda old, new: old + share * (new - old), old, params)
 
 
 def gamma_of(width: float) -> float:

@@ -1,7 +1,7 @@
 """Power-function averages: the formulas, and averages that were not kept made of those that were."""
 
 import json
-import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,15 @@ def test_the_update_is_the_definition(width):
         average = update(average, {"w": jnp.asarray(theta, jnp.float32)}, width, jnp.asarray(k))
         if k in (0, 1, 17, 59):
             np.testing.assert_allclose(average["w"], by_sum(thetas, k + 1, width), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [10, 1000, 777_777, 3_000_001])
+def test_the_update_is_exact_in_long_runs(t):
+    """What an average takes of the parameters of step t, where it is near 0, to single precision."""
+    for width in (0.01, 0.05, 0.25):
+        exponent = averages.gamma_of(width) + 1
+        share = averages.power_average({"w": jnp.zeros(())}, {"w": jnp.ones(())}, width, jnp.asarray(t - 1))["w"]
+        np.testing.assert_allclose(share, -np.expm1(exponent * np.log1p(-1 / t)), rtol=1e-6)
 
 
 def reconstructed(thetas, every, step, width, widths=(0.05, 0.1)):
@@ -129,10 +138,16 @@ def test_a_width_that_was_not_kept(config, point_source, tmp_path, capsys):
         assert differing(run.average(width).params, run.state.ema[number]) < 1e-6
         run.config.sampler.ema = number
         assert differing(run.params, run.state.ema[number]) == 0
+        assert differing(run.average(0.075).average(0.2).params, run.average(0.2).params) == 0
     run.config.sampler.ema = 0
 
     sampled = run.sample(3, ema_width=0.075)
-    np.testing.assert_array_equal(sampled, run.average(0.075).sample(3))
+    averaged = run.average(0.075)
+    np.testing.assert_array_equal(sampled, averaged.sample(3))
+    np.testing.assert_array_equal(sampled, averaged.average(0.2).sample(3, ema_width=0.075))
+    np.testing.assert_array_equal(averaged.sample(3, ema_width=0.0), run.sample(3))
+    weights = averaged.export(tmp_path / "averaged.safetensors")
+    assert differing(averaged.average(0.2).with_weights(weights).params, averaged.params) == 0
     assert np.abs(sampled - run.sample(3)).max() > 1e-5
     points = np.ones((2, 2), "f")
     settings = {"solver": "rk4", "steps": 3, "probe": "exact"}
@@ -149,17 +164,16 @@ def test_a_width_that_was_not_kept(config, point_source, tmp_path, capsys):
 
 def test_a_run_continues_with_its_averages(config, point_source, tmp_path):
     """Bit for bit, the files too: one that was written after the last checkpoint is written again."""
-    whole = train(config, point_source, tmp_path / "whole")
-    train(config, point_source, tmp_path / "parts", 9)
-    os.remove(tmp_path / "parts" / "averages" / "step_00000008.safetensors")
-    train(config, point_source, tmp_path / "parts", 6)
-    assert sorted(snapshots_of(tmp_path / "parts")) == ["step_00000004.safetensors"]
-    parts = train(config, point_source, tmp_path / "parts")
+    whole, folder = train(config, point_source, tmp_path / "whole"), tmp_path / "parts"
+    train(config, point_source, folder, 9)
+    shutil.rmtree(folder / "checkpoints" / "9")  # as a kill after step 8 leaves it, the newest checkpoint that of step 6
+    for name in ("step_00000008", "step_00000010"):
+        (folder / "averages" / f"{name}.safetensors").write_bytes(b"of another course")
+    parts = train(config, point_source, folder)
     for a, b in zip(*map(jax.tree.leaves, (whole, parts)), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert {"step_00000004.safetensors", "step_00000024.safetensors"} <= snapshots_of(tmp_path / "whole").keys()
-    there = snapshots_of(tmp_path / "parts")
-    assert all(there[name] == content for name, content in snapshots_of(tmp_path / "whole").items() if name in there)
+    assert snapshots_of(folder) == snapshots_of(tmp_path / "whole")
+    assert sorted(snapshots_of(folder)) == [f"step_{step:08}.safetensors" for step in range(4, 25, 4)]
     notes = json.loads((tmp_path / "whole" / "checkpoints" / "24" / "notes" / "metadata").read_text())["notes"]
     assert {name.split(".")[1] for name in json.loads(notes)["sha256"] if name.startswith("ema.")} == {"0", "1", "2"}
 
@@ -194,6 +208,9 @@ def test_what_a_run_must_have_kept(point_config, point_source, tmp_path):
     for call in (lambda: run.average(0.075), lambda: run.sample(2, ema_width=0.075)):
         with pytest.raises(UserError, match="ema_width=0.075 is made of averages of config.ema.widths, and this run has none"):
             call()
+    point_config.ema.widths = (0.1, 0.1)
+    with pytest.raises(UserError, match="ema.widths is .0.1, 0.1.: give each width once"):
+        ddpm_jax.config.check(point_config)
     point_config.ema.update(widths=(0.1,), snapshot_every=3)
     point_config.train.update(steps=6, log_every=6, checkpoint_every=6)
     assert loop.steps_per_call(point_config, 0, "gpu") == 3
