@@ -117,6 +117,8 @@ def resolve(config_spec: str, workdir: str, mode: str, overrides: list[Override]
         )
     if mode in TAKES or run_directory.exists(directory):
         run_directory.check_agreement(directory, config)
+    else:
+        configs.check_new(config)
     return config, directory
 
 

@@ -193,6 +193,9 @@ MISTAKES = {
     "--mode=eval --workdir=run --config.eval.solver=dopri5 --config.eval.steps=9": ["eval.steps does not apply to eval.solver"],
     "--mode=sample --workdir=run --config.sampler.stps=9": ["Did you mean sampler.steps?"],
     "--mode=sample " + GOOD + " --workdir=run": ["run holds a run with another config"],
+    GOOD + ":vp --config.network.time_embedding=fourier": ["vp shows the network a time of up to 999, of", "take ve or"],
+    GOOD + " --config.network.time_embedding=fourier": ["process.name=linear shows the network a time of up to 999,"],
+    GOOD + " --config.sampler.name=adaptive_ode": ["linear teaches the network its 1000 steps alone: take dpmpp_2m"],
 }
 
 
@@ -207,6 +210,28 @@ def test_a_mistake_gets_one_paragraph(line, here):  # noqa: ARG001 - `here` is t
         assert words in text, text
     assert "\n\n" not in text and caught.value.exit_code == 2 and text.rstrip()[-1] in ".?"
     assert [path for path in sorted(Path().rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+@pytest.mark.parametrize(
+    "spec, changes",
+    [("good:vp", {"network.time_embedding": "fourier"}), ("good", {"sampler.name": "adaptive_ode"})],
+)
+def test_a_run_of_before_keeps_what_a_new_one_is_refused(spec, changes, here):  # noqa: ARG001 - the current folder
+    path, _, names = spec.partition(":")
+    config = command.load(f"configs/{path}.py:{names}" if names else f"configs/{path}.py")
+    for key, value in changes.items():
+        command.apply_override(config, key, value)
+    run_directory.write(Path("old"), config, (8, 8, 1))
+    for mode in ("train", "sample"):
+        found, _ = command.resolve("", "old", mode, [])
+        assert all(configs.value_of(key, found) == value for key, value in changes.items())
+
+
+def test_what_a_new_run_may_begin_with(here):  # noqa: ARG001
+    fourier = [("network.time_embedding", "fourier")]
+    for variant in ("ve", "edm"):
+        command.resolve(f"configs/good.py:{variant}", "new", "train", fourier)
+    command.resolve("configs/good.py:vp", "new", "train", [("sampler.name", "adaptive_ode"), ("sampler.steps", "2")])
 
 
 GRAMMAR = {

@@ -91,6 +91,25 @@ def _check_conditioning(config: ConfigDict) -> None:
         )
 
 
+LARGEST_LOG = 20.0  # of what a process shows the network as a logarithm
+
+
+def check_new(config: ConfigDict) -> None:
+    """Raises UserError for what a new run is not to begin with, though it computes: runs of before that have it are read."""
+    process = choose(config).process
+    shown = abs(float(process.time_input(process.t_max)))
+    if config.network.time_embedding == "fourier" and shown > LARGEST_LOG:
+        raise UserError(
+            f"config.network.time_embedding=fourier is of log sigma, and config.process.name={config.process.name} shows the "
+            f"network a time of up to {shown:.4g}, of which random frequencies make noise: leave it out, or take ve or edm."
+        )
+    if config.sampler.name == "adaptive_ode" and applies("sampler.name", config) and process.num_steps:
+        raise UserError(
+            f"config.sampler.name=adaptive_ode stops at any time, and config.process.name={config.process.name} teaches the "
+            f"network its {process.num_steps} steps alone: take dpmpp_2m, or a process in continuous time as vp."
+        )
+
+
 def check_complete(config: ConfigDict) -> None:
     """Raises UserError for an unknown key or a missing one."""
     flat = flatten(config)
