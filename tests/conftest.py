@@ -4,6 +4,7 @@ Tiny networks run no slower for it and compile some ten times as fast (twice for
 """
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag, as to later ones, aborts
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+gc.set_threshold(100_000, 50, 50)  # traced programs are many small objects that stay
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ class Tiny(nn.Module):
         return nn.Dense(2)(nn.LayerNorm()(nn.Dense(4)(x))) + time[:, None] / 1000
 
 
-@pytest.mark.parametrize("name, schedule", [("adamw", "cosine"), ("muon", "linear")])
+@pytest.mark.parametrize("name, schedule", [("adamw", "cosine"), pytest.param("muon", "linear", marks=pytest.mark.thorough)])
 def test_a_run_continues_bit_for_bit_and_logs_its_rates(
     name, schedule, point_config, point_source, tmp_path, monkeypatch, metrics
 ):

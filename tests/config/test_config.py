@@ -262,7 +262,7 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("section", MADE)
+@pytest.mark.parametrize("section", [pytest.param(s, marks=pytest.mark.thorough) if s == "sampler" else s for s in MADE])
 def test_a_key_applies_exactly_where_it_does_something(section):
     """Found by making what the choices make, with one value of the key and with another. Elsewhere it is refused."""
     make, all_choices = MADE[section]

@@ -81,6 +81,7 @@ def train(point_config, tmp_path, monkeypatch):
     return train
 
 
+@pytest.mark.thorough
 def test_a_run_that_starts_from_another_and_is_changed_on_purpose(train, tmp_path, capsys):
     """What it began with and what was changed is told, recorded, and no reason to refuse it; the other run may be gone then."""
     train("a", {"ema.decays": (0.5, 0.9), "sampler.ema": 1, "seed": 3})

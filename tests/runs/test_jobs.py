@@ -57,6 +57,7 @@ def evaluate(config, workdir):
         evaluation.evaluate(config, workdir)
 
 
+@pytest.mark.thorough
 def test_a_run_remembers_its_data(config, tmp_path, capsys):
     train(config, tmp_path / "run")
     assert "labels: 0 'cat', 1 'dog'\n" in capsys.readouterr().out

@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 DECAYS = {"run_format_1": (0.995,), "run_format_3": (0.9, 0.5), "run_format_5": (0.9, 0.5)}
 
 
-@pytest.fixture(params=DECAYS)
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.thorough) if n == "run_format_3" else n for n in DECAYS])
 def name(request, monkeypatch):
     """Of a run that ended at step 12 with the checkpoints 8 and 12; one device, as it had."""
     devices = jax.devices()[:1]

@@ -173,6 +173,7 @@ def test_every_average_can_be_sampled(point_config, point_source, tmp_path):
         run.sample(4, ema=2)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_before_the_newest(point_config, point_source, tmp_path):
     """Loaded, sampled and evaluated by its step; the newest where none is named."""
     point_config.train.update(steps=4, checkpoint_every=2, keep_last=3)

@@ -35,7 +35,7 @@ def examples_of(count):
     return Examples(jax.random.split(jax.random.key(4), count), jnp.arange(count), count)
 
 
-@pytest.mark.parametrize("kind, of", [("diffusion", "point"), ("classifier", "tiny")])
+@pytest.mark.parametrize("kind, of", [("diffusion", "point"), pytest.param("classifier", "tiny", marks=pytest.mark.thorough)])
 def test_losses_at_times_that_are_not_uniform(kind, of, request):
     """weight * loss is what is averaged, also in the gradient; what is remembered is the loss."""
     config, source = (request.getfixturevalue(f"{of}_{name}") for name in ("config", "source"))

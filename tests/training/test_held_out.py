@@ -15,7 +15,6 @@ from ddpm_jax.training.held_out import make_loss, open_held_out
 from ddpm_jax.training.parallel import replicate
 
 
-@pytest.mark.thorough
 def test_the_loss_does_not_depend_on_batch_or_devices_and_drops_nothing(point_config, point_source):
     """It is the mean of the task's losses by keys of (eval.seed, example), with the labels, without dropout; stratified too."""
     point_config.cond.update(labels=True, dropout=0.9)

@@ -210,6 +210,7 @@ def test_debug_nans_names_the_operation_and_its_line(where, point_config, point_
         train(point_config, point_source, tmp_path, devices=2)
 
 
+@pytest.mark.thorough
 def test_grids_on_the_way_come_from_the_same_noise(point_config, point_source, tmp_path):
     point_config.train.update(steps=3, sample_every=1, checkpoint_every=3)
     point_config.optim.learning_rate = 1e-30

@@ -150,6 +150,7 @@ def test_randomness_is_addressed_by_seed_step_and_example():
     assert not np.intersect1d(reference, losses(0, 1, 1)).size
 
 
+@pytest.mark.thorough
 def test_the_batch_is_gathered_by_index(tiny_config, tiny_source):
     """Another selection of rows gives another loss; the same rows from a shuffled set give the same one."""
     order = np.random.default_rng(5).permutation(48)
