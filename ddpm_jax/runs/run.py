@@ -89,6 +89,7 @@ class Run:
         It is made of those that were (`ema.widths`, `ema.snapshot_every`) by least squares (Karras et al. 2024). Raises
         UserError for a run that kept none.
         """
+        configs.check_value("ema.widths", (width,))
         config = self.config.copy_and_resolve_references()
         config.sampler.ema_width = width
         configs.validate(config)

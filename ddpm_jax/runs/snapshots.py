@@ -45,7 +45,7 @@ def cut(workdir: Path, step: int) -> None:
 def average(workdir: Path, config: ConfigDict, state: State, width: float) -> Any:
     """The parameters that the average of this relative width would be at the state's step, see `averages.shares`.
 
-    Raises UserError for a run that kept no such averages. A damaged file is told, and done without.
+    Raises UserError for a run that kept no such averages, or none before this step. A damaged file is told, and done without.
     """
     step, widths = int(state.step), config.ema.widths
     if not widths:
@@ -54,14 +54,17 @@ def average(workdir: Path, config: ConfigDict, state: State, width: float) -> An
             "--config.ema.widths=0.05,0.1 and --config.ema.snapshot_every=<steps>."
         )
     own = _numbered(_of_widths(config, state))
-    kept = {step: own}
-    for there, path in _files(workdir, lambda there: 0 < there < step).items():
-        if (found := _read(path, own, widths)) is not None:
-            kept[there] = found
-    steps = np.repeat([*kept], len(widths))
-    shares = averages.shares(steps, np.tile(widths, len(kept)), step, width).reshape(len(kept), len(widths))
+    kept = {there: path for there, path in _files(workdir, lambda there: 0 < there < step).items() if _read(path, own, widths)}
+    if not kept and width not in widths:
+        raise UserError(
+            f"The run in {workdir} has no averages of before step {step}, and from those of one step alone that of the width "
+            f"{width} does not follow: take one of {', '.join(map(str, widths))}, or train with --config.ema.snapshot_every."
+        )
+    steps = np.repeat([*kept, step], len(widths))
+    shares = averages.shares(steps, np.tile(widths, len(kept) + 1), step, width).reshape(-1, len(widths))
     total = None
-    for found, row in zip(kept.values(), shares, strict=True):  # one file after the other, the sum in float64
+    for path, row in zip([*kept.values(), None], shares, strict=True):  # one file after the other, the sum in float64
+        found = own if path is None else _read(path, own, widths)
         for number, share in enumerate(row):
             part = jax.tree.map(lambda leaf, share=share: share * np.float64(leaf), found[FOLDER][str(number)])
             total = part if total is None else jax.tree.map(np.add, total, part)

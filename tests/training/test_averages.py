@@ -211,6 +211,14 @@ def test_what_a_run_must_have_kept(point_config, point_source, tmp_path):
     point_config.ema.widths = (0.1, 0.1)
     with pytest.raises(UserError, match="ema.widths is .0.1, 0.1.: give each width once"):
         ddpm_jax.config.check(point_config)
+    point_config.ema.widths = (0.05, 0.1)
+    train(point_config, point_source, tmp_path / "without", 2)
+    run = ddpm_jax.load(tmp_path / "without")
+    assert differing(run.average(0.1).params, run.state.ema[2]) < 1e-6
+    with pytest.raises(UserError, match="no averages of before step 2, .*width 0.075 does not follow: take one of 0.05, 0.1"):
+        run.average(0.075)
+    with pytest.raises(UserError, match="takes a tuple of floats.*found"):
+        run.average(0.0)
     point_config.ema.update(widths=(0.1,), snapshot_every=3)
     point_config.train.update(steps=6, log_every=6, checkpoint_every=6)
     assert loop.steps_per_call(point_config, 0, "gpu") == 3
