@@ -15,10 +15,10 @@ import ddpm_jax
 from ddpm_jax import command, progress
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.edit import img2img
-from ddpm_jax.diffusion.grids import uniform
+from ddpm_jax.diffusion.grids import GRIDS, uniform
 from ddpm_jax.diffusion.keys import Purpose, keys_of
 from ddpm_jax.diffusion.sample import Sampled, encode, sample, sample_keys
-from ddpm_jax.diffusion.samplers import SAMPLERS, ddim
+from ddpm_jax.diffusion.samplers import BEST_GRIDS, SAMPLERS, ddim
 from ddpm_jax.diffusion.transforms import clipped
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import bits_per_dimension
@@ -81,7 +81,7 @@ def test_images_go_up_to_their_noises_and_down_again(workdir):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     x = np.asarray(to_model(pictures))
     for name, tolerance in (("ddim", 0.2), ("heun", 0.02)):
-        times = uniform(run.process, steps=200)
+        times = GRIDS[BEST_GRIDS[name]](run.process, steps=200)
         latents = run.encode(pictures, name=name, steps=200)
         by_hand = encode(SAMPLERS[name](), run.denoise, run.process, times[::-1], x)
         np.testing.assert_allclose(latents, by_hand.x, atol=2e-4)
