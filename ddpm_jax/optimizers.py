@@ -31,10 +31,7 @@ def _share(step, warmup_steps, schedule_steps):
 
 def constant(*, learning_rate: float, warmup_steps: int) -> optax.Schedule:
     """learning_rate, to the end."""
-    if warmup_steps == 0:
-        return optax.constant_schedule(learning_rate)
-    ramp = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return lambda step: ramp(step + 1)
+    return _warmed_up(warmup_steps, learning_rate, optax.constant_schedule(learning_rate))
 
 
 def linear(
@@ -116,7 +113,7 @@ def _as_matrix(path, leaf):
     axes = tuple(range(leaf.ndim))
     if not is_kernel(path, leaf):
         return None
-    inputs = 1 if leaf.ndim > 2 and leaf.ndim != 4 and getattr(path[-2], "key", "") != "out" else leaf.ndim - 1
+    inputs = 1 if leaf.ndim == 3 and getattr(path[-2], "key", "") != "out" else leaf.ndim - 1
     return optax.contrib.MuonDimensionNumbers(reduction_axis=axes[:inputs], output_axis=axes[inputs:])
 
 
@@ -147,8 +144,8 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     part's factor of optim.parts. Its `init` raises UserError for a part that the parameters do not have."""
     c = config.optim
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    chain = (clip, construct(OPTIMIZERS, c, schedule_of(config)))
-    return optax.chain(*chain, by_parts(parts_of(c.parts))) if c.parts else optax.chain(*chain)
+    parts = [by_parts(parts_of(c.parts))] if c.parts else []
+    return optax.chain(clip, construct(OPTIMIZERS, c, schedule_of(config)), *parts)
 
 
 # -------------------------------------------------------------------------------------------------------------------- parts
@@ -164,10 +161,12 @@ def parts_of(text: str) -> dict[str, float]:
 
 
 def are_parts(text: str) -> bool:
+    """Whether `parts_of` reads the text."""
     try:
-        return parts_of(text) is not None
+        parts_of(text)
     except ValueError:
         return False
+    return True
 
 
 def by_parts(factors: dict[str, float]) -> optax.GradientTransformation:

@@ -9,7 +9,8 @@ from ddpm_jax.config.hints import suggestion, unknown_key
 from ddpm_jax.config.idle import applies
 from ddpm_jax.config.keys import KEYS
 from ddpm_jax.config.values import acting, flatten, is_default
-from ddpm_jax.construct import AUTO
+from ddpm_jax.construct import AUTO, construct
+from ddpm_jax.diffusion.processes import PROCESSES
 from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.tasks.choices import choose
 
@@ -96,7 +97,7 @@ LARGEST_LOG = 20.0  # of what a process shows the network as a logarithm
 
 def check_new(config: ConfigDict) -> None:
     """Raises UserError for what a new run is not to begin with, though it computes: runs of before that have it are read."""
-    process = choose(config).process
+    process = construct(PROCESSES, config.process)
     shown = abs(float(process.time_input(process.t_max)))
     if config.network.time_embedding == "fourier" and shown > LARGEST_LOG:
         raise UserError(

@@ -44,21 +44,15 @@ def train(
     which one came, with a checkpoint of that step.
     """
     c = config.train
-    optimizer = optimizer_of(config)
     manager = checkpoints.open_manager(workdir / "checkpoints", c.keep_last, c.keep_every)
-
-    count = len(config.ema.decays) + len(config.ema.widths)
-
-    def first_state(params=None):
-        return init_state(task, optimizer, config.seed, count, params, addresses=config.addresses)
-
-    target = jax.eval_shape(first_state)._replace(frozen=jax.eval_shape(task.frozen))
+    target = state_shapes(config, task)
     run = config, source.image_shape, source.num_classes, source.identity
     restored = checkpoints.restore_latest(
         manager, target, agree=partial(run_directory.check_checkpoint, workdir, *run), set_aside=True
     )
     if restored is None:
-        state, meta = run_once(first_state) if params is None else first_state(params), {}
+        first = partial(_first_state, config, task)
+        state, meta = run_once(first) if params is None else first(params), {}
         start = loop.Start(0, state._replace(frozen=task.frozen()), {}, {"skipped": 0, "skipped_in_a_row": 0})
     else:
         step, state, meta = restored
@@ -130,3 +124,14 @@ def train(
     state = loop.train(config, task, source, devices, start, keep, held_out)
     manager.close()
     return state
+
+
+def state_shapes(config: ConfigDict, task: Task) -> State:
+    """The state of a run in shapes and dtypes: what its checkpoints hold."""
+    return jax.eval_shape(partial(_first_state, config, task))._replace(frozen=jax.eval_shape(task.frozen))
+
+
+def _first_state(config, task, params=None):
+    """The state before the first step without frozen parameters; params: in place of the task's own."""
+    averages = len(config.ema.decays) + len(config.ema.widths)
+    return init_state(task, optimizer_of(config), config.seed, averages, params, addresses=config.addresses)

@@ -20,14 +20,13 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.sample import Sampled, check, check_encoder, sample_keys
 from ddpm_jax.errors import UserError, tell_machine
 from ddpm_jax.images import checked
-from ddpm_jax.optimizers import optimizer_of
 from ddpm_jax.progress import shown
-from ddpm_jax.runs import checkpoints, run_directory, sampling, snapshots, weights
+from ddpm_jax.runs import checkpoints, resumable, run_directory, sampling, snapshots, weights
 from ddpm_jax.tasks import build, conditions, inpainting
 from ddpm_jax.tasks.task import Task
 from ddpm_jax.terminal import say
 from ddpm_jax.training import parallel
-from ddpm_jax.training.step import State, init_state
+from ddpm_jax.training.step import State
 
 # Sampler settings that are arguments of the compiled sampler.
 TRACED = (
@@ -94,7 +93,7 @@ class Run:
         config.sampler.ema_width = width
         configs.validate(config)
         averaged = dataclasses.replace(self, config=config, made={})
-        averaged.made[width] = snapshots.average(self.workdir, config, self.state, width)
+        averaged._average_of(config)  # made now, not at the first use
         return averaged
 
     @property
@@ -410,16 +409,9 @@ def restore(workdir: Path, config: ConfigDict) -> Run:
     _, image_shape, num_classes, data = run_directory.read(workdir)
     class_names = identity.class_names(data)
     task = build(config, image_shape, num_classes, load_guides(config), class_names)
-    optimizer = optimizer_of(config)
     manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
-
-    def start():
-        averages = len(config.ema.decays) + len(config.ema.widths)
-        return init_state(task, optimizer, config.seed, averages, addresses=config.addresses)
-
     agree = partial(run_directory.check_checkpoint, workdir, config, image_shape, num_classes, data)
-    target = jax.eval_shape(start)._replace(frozen=jax.eval_shape(task.frozen))
-    step = config.sampler.checkpoint
+    target, step = resumable.state_shapes(config, task), config.sampler.checkpoint
     restored = (
         checkpoints.restore_step(manager, target, step, agree=agree)
         if step

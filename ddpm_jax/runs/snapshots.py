@@ -45,14 +45,10 @@ def cut(workdir: Path, step: int) -> None:
 def average(workdir: Path, config: ConfigDict, state: State, width: float) -> Any:
     """The parameters that the average of this relative width would be at the state's step, see `averages.shares`.
 
-    Raises UserError for a run that kept no such averages, or none before this step. A damaged file is told, and done without.
+    config.ema.widths: some, as `config.check` has it. Raises UserError for a run that kept none of before this step. A damaged
+    file is told, and done without.
     """
     step, widths = int(state.step), config.ema.widths
-    if not widths:
-        raise UserError(
-            f"The run in {workdir} kept no averages from which that of the width {width} follows: train one with "
-            "--config.ema.widths=0.05,0.1 and --config.ema.snapshot_every=<steps>."
-        )
     own = _numbered(_of_widths(config, state))
     kept = {there: path for there, path in _files(workdir, lambda there: 0 < there < step).items() if _read(path, own, widths)}
     if not kept and width not in widths:

@@ -59,9 +59,9 @@ def in_turn(rows: Condition, indices: jax.Array) -> Condition:
     return jax.tree.map(lambda leaf: leaf[indices % len(leaf)], rows)
 
 
-def repeated(null: Condition, like: Condition) -> Condition:
-    """The null row for each row of a condition."""
-    return jax.tree.map(lambda row, rows: jnp.broadcast_to(jnp.asarray(row, rows.dtype), rows.shape), null, like)
+def repeated(row: Condition, total: int) -> Condition:
+    """Rows [total, ...], all of them this row."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (total, *jnp.shape(leaf))), row)
 
 
 def each(told: Conditioning, given: Condition, total: int) -> Condition:

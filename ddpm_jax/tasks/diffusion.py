@@ -18,7 +18,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models import NETWORKS
 from ddpm_jax.tasks import guided, inpainting
 from ddpm_jax.tasks.choices import choose
-from ddpm_jax.tasks.conditions import Condition, conditioning, dropped, in_turn
+from ddpm_jax.tasks.conditions import Condition, conditioning, dropped, in_turn, repeated
 from ddpm_jax.tasks.noising import DROPOUT, LABEL, on_its_way, training_noise
 from ddpm_jax.tasks.spaces import space_of
 from ddpm_jax.tasks.task import Task
@@ -64,8 +64,7 @@ def diffusion(
         """What the network is told beside x and t: the condition, the null one in place of none."""
         if not told.shown:
             return {}
-        null = jax.tree.map(lambda row: jnp.broadcast_to(row, (count, *jnp.shape(row))), told.null)
-        return {"condition": null if condition is None else condition}
+        return {"condition": repeated(told.null, count) if condition is None else condition}
 
     def init(key):
         return network.init(key, jnp.zeros((1, *space.shape)), jnp.zeros((1,)), **shown(None, 1))
@@ -90,7 +89,7 @@ def diffusion(
     def course(params, frozen, knobs, seed, indices, frames=0, up=False):
         sampler, process, grid = knobs.sampler, knobs.process, knobs.grid
         condition = in_turn(knobs.condition, indices)
-        bind = lambda condition: denoiser(params, frozen, condition if told.shown else None, process)  # noqa: E731
+        bind = lambda condition: denoiser(params, frozen, condition, process)  # noqa: E731
         denoise = guided.by_pairs(bind, condition, told.null, process, prediction, config.guidance, guides, knobs.guidance)
         decode = partial(space.decode, frozen)
         if knobs.given:

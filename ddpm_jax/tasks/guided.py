@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.guidance import (
 from ddpm_jax.diffusion.predictions import Denoiser, PredictionType
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import UserError
-from ddpm_jax.tasks.conditions import Condition, repeated
+from ddpm_jax.tasks.conditions import Condition, count, repeated
 
 # Of classifier guidance: of the score, for every sampler; or of the mean of ancestral steps, which the others see as the score.
 FORMS: dict[str, Callable[..., Denoiser]] = {"score": classifier_guidance, "mean": mean_shift}
@@ -68,7 +68,7 @@ def by_pairs(
             strong, weak = denoise, guides["guidance.weak"].task.denoiser(*knobs.weak, condition, process)
             pair = lambda x, t: (strong(x, t), weak(x, t))  # noqa: E731
         else:
-            pair = batched_pair(bind, condition, repeated(null, condition))
+            pair = batched_pair(bind, condition, repeated(null, count(condition)))
         rescale = {"rescale": knobs.rescale, "prediction": prediction} if section.rescale else {}
         denoise = classifier_free(pair, process, scale=knobs.scale, low=knobs.low, high=knobs.high, **rescale)
     return dynamic_thresholding(denoise, process, percentile=knobs.threshold) if section.threshold else denoise
